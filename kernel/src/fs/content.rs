@@ -1,0 +1,295 @@
+//! A regular file's bytes: the page cache object of mm, with read, write, truncate and allocate on top.
+//!
+//! Reads and writes hold a reference to the page they copy to or from, no lock: a truncation that runs meanwhile
+//! takes the page out of the file, and the copy goes to a page that is the caller's alone. Changes of the size
+//! are ordered by `resize`, a sleeping lock that writers past the end take as well; a user page fault while
+//! writing never needs it.
+
+use alloc::sync::Arc;
+
+use super::caller;
+use super::inode::Object;
+use super::iobuf::IoBuf;
+use super::pipe::PipeBuf;
+use crate::SysResult;
+use crate::arch::X86;
+use crate::sync::Mutex;
+use crate::task::space::can_wait;
+use mm::object::cache::{CacheError, cached_pages};
+use mm::phys::FolioRef;
+use mm::{Errno, PAGE_SIZE};
+
+/// Largest file: offsets stay positive and page indices in range.
+pub const MAX_SIZE: u64 = i64::MAX as u64 & !(PAGE_SIZE - 1);
+
+/// Pages that files may fill: half of memory, as Linux's tmpfs has it.
+pub fn page_limit() -> u64 {
+    static LIMIT: spin::Once<u64> = spin::Once::new();
+    *LIMIT.call_once(|| crate::memory::totals().0 / 2)
+}
+
+/// The bytes of a file.
+pub struct Content {
+    object: Arc<Object>,
+    /// Held while the size changes, and by writes that may extend the file.
+    resize: Mutex<()>,
+}
+
+fn offset_in_page(pos: u64) -> usize {
+    (pos % PAGE_SIZE) as usize
+}
+
+impl Content {
+    pub fn new() -> Result<Self, Errno> {
+        let object = Object::new(X86).ok_or(Errno::ENOMEM)?;
+        Ok(Content {
+            object,
+            resize: Mutex::new(()),
+        })
+    }
+
+    pub fn object(&self) -> &Arc<Object> {
+        &self.object
+    }
+
+    pub fn size(&self) -> u64 {
+        self.object.size()
+    }
+
+    /// Memory in use, in 512-byte blocks.
+    pub fn blocks(&self) -> u64 {
+        self.object.pages() * (PAGE_SIZE / 512)
+    }
+
+    /// Reads at `pos` and moves it; 0 at the end.
+    pub fn read(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let mut done = 0;
+        while buf.left() > 0 {
+            let size = self.size();
+            if *pos >= size {
+                break;
+            }
+            let at = offset_in_page(*pos);
+            let n = (PAGE_SIZE as usize - at)
+                .min(buf.left())
+                .min((size - *pos).min(PAGE_SIZE) as usize);
+            let moved = match self.object.read_page(*pos / PAGE_SIZE) {
+                // SAFETY: the reference keeps the frame; `at + n` is within it. Others may write it meanwhile, as
+                // through a shared mapping: bytes are copied as they are.
+                Some(page) => unsafe { buf.put_raw(page.ptr().add(at), n) },
+                None => buf.put_zeros(n),
+            };
+            *pos += moved as u64;
+            done += moved;
+            if moved < n {
+                return if done == 0 {
+                    Err(Errno::EFAULT)
+                } else {
+                    Ok(done)
+                };
+            }
+            crate::task::cond_resched();
+        }
+        Ok(done)
+    }
+
+    /// The bytes at `pos`, which moves, to the page's or file's end, at most `most`: by reference. `None` at the end.
+    pub fn lend(&self, pos: &mut u64, most: usize) -> Option<PipeBuf> {
+        let left = self.size().checked_sub(*pos).filter(|&left| left > 0)?;
+        let at = offset_in_page(*pos);
+        let n = (PAGE_SIZE as usize - at)
+            .min(most)
+            .min(left.min(PAGE_SIZE) as usize);
+        let buf = match self.object.read_page(*pos / PAGE_SIZE) {
+            Some(page) => PipeBuf::lent(page, at, n),
+            None => PipeBuf::zeros(n),
+        };
+        *pos += n as u64;
+        Some(buf)
+    }
+
+    /// Writes at `pos` (at the end with `append`) and moves it, extending the file. `may_grow` refuses with EPERM
+    /// before anything happens (memfd seals).
+    pub fn write(
+        &self,
+        buf: &mut IoBuf<'_>,
+        pos: &mut u64,
+        append: bool,
+        may_grow: bool,
+    ) -> SysResult {
+        if buf.left() == 0 {
+            return Ok(0);
+        }
+        let end = |pos: u64| pos.saturating_add(buf.left() as u64);
+        // Inside the file nothing changes but bytes; past its end the size moves, one writer at a time.
+        let mut resize = if append || end(*pos) > self.size() {
+            Some(self.resize.lock())
+        } else {
+            None
+        };
+        if append {
+            *pos = self.size();
+        }
+        if end(*pos) > self.size() && !may_grow {
+            return Err(Errno::EPERM);
+        }
+        let limit = caller::file_limit();
+        if *pos >= limit {
+            return Err(caller::file_too_large());
+        }
+        if *pos >= MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let end = MAX_SIZE.min(limit);
+        let mut done = 0;
+        while buf.left() > 0 && *pos < end {
+            let at = offset_in_page(*pos);
+            let n = (PAGE_SIZE as usize - at)
+                .min(buf.left())
+                .min((end - *pos) as usize);
+            let index = *pos / PAGE_SIZE;
+            let page = match self.page_to_write(index, resize.is_some()) {
+                Ok(p) => p,
+                // The file was cut meanwhile: now the write extends it.
+                Err(CacheError::Beyond) if resize.is_none() => {
+                    resize = Some(self.resize.lock());
+                    if !may_grow {
+                        return if done == 0 {
+                            Err(Errno::EPERM)
+                        } else {
+                            Ok(done)
+                        };
+                    }
+                    continue;
+                }
+                Err(_) => {
+                    return if done == 0 {
+                        Err(Errno::ENOSPC)
+                    } else {
+                        Ok(done)
+                    };
+                }
+            };
+            // SAFETY: the reference keeps the frame; `at + n` is within it. Others may read or write it meanwhile:
+            // bytes are copied as they are.
+            let moved = unsafe { buf.take_raw(page.ptr().add(at), n) };
+            page.set_dirty();
+            drop(page);
+            *pos += moved as u64;
+            done += moved;
+            if resize.is_some() {
+                if moved > 0 {
+                    self.object.extend(*pos);
+                } else {
+                    // A page made past the end for nothing must not stay there.
+                    self.object.set_size(&mut can_wait(), self.size());
+                }
+            }
+            if moved < n {
+                return if done == 0 {
+                    Err(Errno::EFAULT)
+                } else {
+                    Ok(done)
+                };
+            }
+            crate::task::cond_resched();
+        }
+        Ok(done)
+    }
+
+    /// The page at `index`, made if need be; past the end only for who is `resizing`.
+    fn page_to_write(&self, index: u64, resizing: bool) -> Result<FolioRef<X86>, CacheError> {
+        if let Some(page) = self.object.lookup(index) {
+            return Ok(page);
+        }
+        if cached_pages() >= page_limit() || crate::memory::headroom().is_err() {
+            return Err(CacheError::NoFrame);
+        }
+        match resizing {
+            true => self.object.write_page(index).map_err(CacheError::from),
+            false => self.object.get_or_create(index),
+        }
+    }
+
+    /// Sets the size: what lies beyond is dropped, also from mappings.
+    pub fn truncate(&self, len: u64) -> Result<(), Errno> {
+        if len > self.size() && len > caller::file_limit() {
+            return Err(caller::file_too_large());
+        }
+        if len > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let _resize = self.resize.lock();
+        self.object.set_size(&mut can_wait(), len);
+        Ok(())
+    }
+
+    /// fallocate: `punch` drops whole pages and zeroes the edges; else pages are made; `keep_size` as named.
+    pub fn allocate(
+        &self,
+        offset: u64,
+        len: u64,
+        punch: bool,
+        keep_size: bool,
+    ) -> Result<(), Errno> {
+        let end = offset
+            .checked_add(len)
+            .filter(|e| *e <= MAX_SIZE)
+            .ok_or(Errno::EFBIG)?;
+        if !punch && end > self.size() && end > caller::file_limit() {
+            return Err(caller::file_too_large());
+        }
+        let _resize = self.resize.lock();
+        if punch {
+            self.object.punch_hole(&mut can_wait(), offset, end);
+            return Ok(());
+        }
+        // Pages past the end cannot be kept without moving it.
+        let made_to = if keep_size { end.min(self.size()) } else { end };
+        let mut page = offset / PAGE_SIZE;
+        while page * PAGE_SIZE < made_to {
+            // A frame for each page, as tmpfs promises; the kernel's reserve is left alone.
+            let made = match crate::task::fatal_signal_pending() {
+                true => Err(Errno::EINTR),
+                false => self.page_to_write(page, true).map_err(|_| Errno::ENOSPC),
+            };
+            if let Err(e) = made {
+                self.object.set_size(&mut can_wait(), self.size());
+                return Err(e);
+            }
+            page += 1;
+            crate::task::cond_resched();
+        }
+        if !keep_size && end > self.size() {
+            self.object.extend(end);
+        }
+        Ok(())
+    }
+
+    /// The first page with data (or, with `hole`, without) at or after `pos`.
+    pub fn seek_data(&self, pos: u64, hole: bool) -> Result<u64, Errno> {
+        let size = self.size();
+        if pos >= size {
+            return Err(Errno::ENXIO);
+        }
+        if !hole {
+            // A sparse file may be exabytes long: from page to page, not from offset to offset.
+            let page = self.object.next_page(pos / PAGE_SIZE).ok_or(Errno::ENXIO)?;
+            let at = page * PAGE_SIZE;
+            return if at < size {
+                Ok(at.max(pos))
+            } else {
+                Err(Errno::ENXIO)
+            };
+        }
+        let mut at = pos;
+        while at < size {
+            if self.object.read_page(at / PAGE_SIZE).is_none() {
+                return Ok(at);
+            }
+            at = (at / PAGE_SIZE + 1) * PAGE_SIZE;
+            crate::task::cond_resched();
+        }
+        Ok(size)
+    }
+}

@@ -1,0 +1,22 @@
+//! debugfs: files for whoever tests the kernel.
+#![forbid(unsafe_code)]
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::attr::anonymous_dev;
+use super::dentry::Dentry;
+use super::gup_test;
+use super::pseudo::{FixedDir, Kindred, lasting_ino};
+use mm::Errno;
+
+/// A new tree; all of them have the same files.
+pub fn new_root() -> Result<Arc<Dentry>, Errno> {
+    let kin = Kindred {
+        dev: anonymous_dev(),
+        magic: 0x6462_6720,
+    };
+    let (root, test) = (lasting_ino(), lasting_ino());
+    let tree = Vec::from([("gup_test", gup_test::inode(kin, test))]);
+    Ok(Dentry::root(FixedDir::private(kin, root, root, tree)))
+}

@@ -1,0 +1,404 @@
+//! The general heap.
+//!
+//! Up to 2048 bytes: size classes, carved from single frames, with magazines per CPU. A magazine is a list
+//! of free objects linked through their first words; each CPU has two per class, and full ones change hands
+//! with the class's depot, so that allocation and freeing take a few instructions whoever frees. The kernel
+//! is not preempted and no interrupt handler allocates, so a CPU's magazines need no lock.
+//! Above: `linked_list_allocator` arenas, each a block of frames; for cold objects only.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use linked_list_allocator::Heap as Arena;
+use mm::{Hw, Pfn};
+
+use super::{direct, frames};
+use crate::arch::{self, MAX_CPUS, X86};
+use crate::sync::IrqLock;
+
+const CLASSES: [usize; 12] = [16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048];
+const LARGEST: usize = 2048;
+/// Objects that change hands at a time.
+const BATCH: usize = 16;
+const PAGE: usize = 4096;
+
+/// Class of each size, in steps of 16 bytes.
+const CLASS_OF: [u8; LARGEST / 16 + 1] = {
+    let mut table = [0u8; LARGEST / 16 + 1];
+    let mut i = 0;
+    while i < table.len() {
+        let mut class = 0;
+        while CLASSES[class] < i * 16 {
+            class += 1;
+        }
+        table[i] = class as u8;
+        i += 1;
+    }
+    table
+};
+
+/// The kernel's global allocator.
+pub struct Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+/// Free objects, linked through their first words.
+#[derive(Clone, Copy)]
+struct Magazine {
+    head: *mut u8,
+    len: usize,
+}
+
+const EMPTY: Magazine = Magazine {
+    head: null_mut(),
+    len: 0,
+};
+
+impl Magazine {
+    #[inline(always)]
+    fn pop(&mut self) -> *mut u8 {
+        let p = self.head;
+        // SAFETY: not empty (the callers check), and a free object holds the link to the next.
+        self.head = unsafe { p.cast::<*mut u8>().read() };
+        self.len -= 1;
+        p
+    }
+
+    #[inline(always)]
+    fn push(&mut self, p: *mut u8) {
+        // SAFETY: a free object of at least 16 bytes, ours.
+        unsafe { p.cast::<*mut u8>().write(self.head) };
+        self.head = p;
+        self.len += 1;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Pair {
+    loaded: Magazine,
+    spare: Magazine,
+}
+
+#[repr(align(64))]
+struct Local(UnsafeCell<[Pair; CLASSES.len()]>);
+// SAFETY: each is used by its own CPU, in thread context, which is not preempted.
+unsafe impl Sync for Local {}
+static LOCAL: [Local; MAX_CPUS] = [const {
+    Local(UnsafeCell::new(
+        [Pair {
+            loaded: EMPTY,
+            spare: EMPTY,
+        }; CLASSES.len()],
+    ))
+}; MAX_CPUS];
+
+/// Full magazines, linked through the second words of their first objects, and loose objects of `trim`.
+struct Depot {
+    full: *mut u8,
+    loose: Magazine,
+}
+// SAFETY: behind a lock.
+unsafe impl Send for Depot {}
+static DEPOTS: [IrqLock<Depot>; CLASSES.len()] = [const {
+    IrqLock::new(Depot {
+        full: null_mut(),
+        loose: EMPTY,
+    })
+}; CLASSES.len()];
+
+static SLAB_FRAMES: AtomicUsize = AtomicUsize::new(0);
+static ARENA_FRAMES: AtomicUsize = AtomicUsize::new(0);
+
+/// The class for a layout, if it is a small one. Objects lie at multiples of their size in a page, so they
+/// are aligned to the largest power of two that divides it.
+#[inline(always)]
+fn class_of(layout: &Layout) -> Option<usize> {
+    if layout.size() > LARGEST {
+        return None;
+    }
+    let mut class = CLASS_OF[layout.size().div_ceil(16)] as usize;
+    if layout.align() > 16 {
+        while class < CLASSES.len() && CLASSES[class] & (layout.align() - 1) != 0 {
+            class += 1;
+        }
+        if class == CLASSES.len() {
+            return None;
+        }
+    }
+    Some(class)
+}
+
+#[inline(always)]
+fn pair(class: usize) -> *mut Pair {
+    LOCAL[arch::cpu_id()]
+        .0
+        .get()
+        .cast::<Pair>()
+        .wrapping_add(class)
+}
+
+#[cold]
+#[inline(never)]
+fn refill(class: usize) -> *mut u8 {
+    // SAFETY: this CPU's pair; nothing in here sleeps.
+    let pair = unsafe { &mut *pair(class) };
+    if pair.spare.len > 0 {
+        core::mem::swap(&mut pair.loaded, &mut pair.spare);
+        return pair.loaded.pop();
+    }
+    let mut depot = DEPOTS[class].lock();
+    if !depot.full.is_null() {
+        let head = depot.full;
+        // SAFETY: a full magazine's first object: next object, next magazine.
+        depot.full = unsafe { head.cast::<*mut u8>().add(1).read() };
+        pair.loaded = Magazine { head, len: BATCH };
+        return pair.loaded.pop();
+    }
+    if depot.loose.len > 0 {
+        while depot.loose.len > 0 && pair.loaded.len < BATCH {
+            let p = depot.loose.pop();
+            pair.loaded.push(p);
+        }
+        return pair.loaded.pop();
+    }
+    drop(depot);
+    let Some(pa) = frames::alloc(0) else {
+        return null_mut();
+    };
+    SLAB_FRAMES.fetch_add(1, Ordering::Relaxed);
+    // `trim` counts there; the frame's last owner may have left something.
+    X86.desc(Pfn(pa >> 12)).private.store(0, Ordering::Relaxed);
+    let (page, size) = (direct(pa) as *mut u8, CLASSES[class]);
+    for at in (0..PAGE / size).rev() {
+        pair.loaded.push(page.wrapping_add(at * size));
+    }
+    let first = pair.loaded.pop();
+    // A page may hold more than a batch: the rest waits in the depot.
+    let mut depot = DEPOTS[class].lock();
+    while pair.loaded.len > BATCH {
+        let p = pair.loaded.pop();
+        depot.loose.push(p);
+    }
+    first
+}
+
+#[cold]
+#[inline(never)]
+fn spill(class: usize) {
+    // SAFETY: as in `refill`.
+    let pair = unsafe { &mut *pair(class) };
+    let full = core::mem::replace(&mut pair.spare, pair.loaded);
+    pair.loaded = EMPTY;
+    if full.len == BATCH {
+        let mut depot = DEPOTS[class].lock();
+        // SAFETY: the first of a magazine of free objects; classes have room for two words.
+        unsafe { full.head.cast::<*mut u8>().add(1).write(depot.full) };
+        depot.full = full.head;
+    } else if full.len > 0 {
+        let mut full = full;
+        let mut depot = DEPOTS[class].lock();
+        while full.len > 0 {
+            let p = full.pop();
+            depot.loose.push(p);
+        }
+    }
+}
+
+// SAFETY: objects are handed out once until they come back, as large and aligned as asked (`class_of`, arenas).
+unsafe impl GlobalAlloc for Heap {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let Some(class) = class_of(&layout) else {
+            return arena_alloc(layout);
+        };
+        // SAFETY: this CPU's pair; we are not preempted here.
+        let loaded = unsafe { &mut (*pair(class)).loaded };
+        if loaded.len > 0 {
+            loaded.pop()
+        } else {
+            refill(class)
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        let Some(class) = class_of(&layout) else {
+            // SAFETY: the caller's promise.
+            return unsafe { arena_free(ptr, layout) };
+        };
+        if cfg!(feature = "test") {
+            // SAFETY: the object is free now, `layout.size()` bytes are in it.
+            unsafe { ptr.write_bytes(0x6b, layout.size()) };
+        }
+        // SAFETY: as in `alloc`.
+        let loaded = unsafe { &mut (*pair(class)).loaded };
+        if loaded.len == BATCH {
+            spill(class);
+        }
+        loaded.push(ptr);
+    }
+}
+
+struct Span {
+    start: usize,
+    order: u8,
+    arena: Arena,
+}
+
+struct Arenas {
+    spans: [Option<Span>; 32],
+}
+
+/// Taken with interrupts off, but never by a handler.
+static ARENAS: IrqLock<Arenas> = IrqLock::new(Arenas {
+    spans: [const { None }; 32],
+});
+
+/// Frames that an arena is made of at least.
+const SPAN_ORDER: u8 = 6;
+const MAX_ORDER: u8 = 10;
+
+#[cold]
+fn arena_alloc(layout: Layout) -> *mut u8 {
+    let mut arenas = ARENAS.lock();
+    for span in arenas.spans.iter_mut().flatten() {
+        if let Ok(p) = span.arena.allocate_first_fit(layout) {
+            return p.as_ptr();
+        }
+    }
+    let needed = layout
+        .size()
+        .saturating_add(layout.align())
+        .saturating_add(64);
+    let pages = needed.div_ceil(PAGE).next_power_of_two();
+    let order = (pages.trailing_zeros() as u8).max(SPAN_ORDER);
+    let Some(slot) = arenas.spans.iter_mut().find(|s| s.is_none()) else {
+        return null_mut();
+    };
+    if order > MAX_ORDER {
+        return null_mut();
+    }
+    let Some(pa) = frames::alloc(order) else {
+        return null_mut();
+    };
+    ARENA_FRAMES.fetch_add(1 << order, Ordering::Relaxed);
+    let start = direct(pa) as usize;
+    let mut arena = Arena::empty();
+    // SAFETY: a block of ours, for as long as the arena lives.
+    unsafe { arena.init(start as *mut u8, PAGE << order) };
+    let got = arena
+        .allocate_first_fit(layout)
+        .map_or(null_mut(), |p| p.as_ptr());
+    *slot = Some(Span {
+        start,
+        order,
+        arena,
+    });
+    got
+}
+
+/// # Safety
+/// `arena_alloc(layout)` returned `ptr`.
+#[cold]
+unsafe fn arena_free(ptr: *mut u8, layout: Layout) {
+    let mut arenas = ARENAS.lock();
+    for slot in &mut arenas.spans {
+        let Some(span) = slot else { continue };
+        if (span.start..span.start + (PAGE << span.order)).contains(&(ptr as usize)) {
+            // SAFETY: it came from this arena.
+            unsafe { span.arena.deallocate(NonNull::new_unchecked(ptr), layout) };
+            if span.arena.used() == 0 {
+                let (start, order) = (span.start as u64, span.order);
+                *slot = None;
+                ARENA_FRAMES.fetch_sub(1 << order, Ordering::Relaxed);
+                // SAFETY: nothing of the arena is in use.
+                unsafe { frames::free(start - super::DIRECT_MAP, order) };
+            }
+            return;
+        }
+    }
+    panic!("freed {ptr:p}, which no arena has");
+}
+
+/// Frames held by size classes and by arenas.
+pub fn frames_held() -> (usize, usize) {
+    (
+        SLAB_FRAMES.load(Ordering::Relaxed),
+        ARENA_FRAMES.load(Ordering::Relaxed),
+    )
+}
+
+/// This CPU's magazines into the depots. Other CPUs' cannot be emptied by an interrupt: it may have come in
+/// the middle of `alloc`.
+fn empty_local() {
+    for (class, depot) in DEPOTS.iter().enumerate() {
+        // SAFETY: this CPU's pair, thread context.
+        let pair = unsafe { &mut *pair(class) };
+        let mut depot = depot.lock();
+        for magazine in [&mut pair.loaded, &mut pair.spare] {
+            while magazine.len > 0 {
+                let p = magazine.pop();
+                depot.loose.push(p);
+            }
+        }
+    }
+}
+
+/// Gives wholly free pages back to the frame allocator: those that no other CPU's magazine has objects of.
+/// Thread context.
+pub fn trim() {
+    empty_local();
+    for (class, size) in CLASSES.iter().enumerate() {
+        let mut depot = DEPOTS[class].lock();
+        while !depot.full.is_null() {
+            let head = depot.full;
+            // SAFETY: as in `refill`.
+            depot.full = unsafe { head.cast::<*mut u8>().add(1).read() };
+            let mut full = Magazine { head, len: BATCH };
+            while full.len > 0 {
+                let p = full.pop();
+                depot.loose.push(p);
+            }
+        }
+        // Count the free objects of each page in its descriptor, then leave out the full pages.
+        let desc = |p: *mut u8| X86.desc(Pfn((p as u64 - super::DIRECT_MAP) >> 12));
+        let mut p = depot.loose.head;
+        while !p.is_null() {
+            desc(p).private.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: a free object of the list.
+            p = unsafe { p.cast::<*mut u8>().read() };
+        }
+        let whole = (PAGE / size) as u64;
+        let mut rest = core::mem::replace(&mut depot.loose, EMPTY);
+        let mut pages = null_mut::<u8>();
+        while rest.len > 0 {
+            let p = rest.pop();
+            if desc(p).private.load(Ordering::Relaxed) != whole {
+                depot.loose.push(p);
+            } else if p as usize & (PAGE - 1) == 0 {
+                // SAFETY: the first object of a page that is wholly free; its second word links the pages.
+                unsafe { p.cast::<*mut u8>().add(1).write(pages) };
+                pages = p;
+            }
+        }
+        let mut p = depot.loose.head;
+        while !p.is_null() {
+            desc(p).private.store(0, Ordering::Relaxed);
+            // SAFETY: as above.
+            p = unsafe { p.cast::<*mut u8>().read() };
+        }
+        while !pages.is_null() {
+            let page = pages;
+            // SAFETY: as above; no list has an object of the page any more.
+            unsafe {
+                pages = page.cast::<*mut u8>().add(1).read();
+                desc(page).private.store(0, Ordering::Relaxed);
+                SLAB_FRAMES.fetch_sub(1, Ordering::Relaxed);
+                frames::free(page as u64 - super::DIRECT_MAP, 0);
+            }
+        }
+    }
+}

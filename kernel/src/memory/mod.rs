@@ -1,0 +1,135 @@
+//! The kernel's own memory: what the loader says there is, the kernel half of every root, the heap.
+//!
+//! Boot order: `regions` copies the loader's memory map; `kspace` makes the kernel's root from the loader's;
+//! `vmemmap` gives every frame of RAM its descriptor; then all that is left goes to `mm::phys` and the
+//! early allocator is closed.
+
+pub mod frames;
+pub mod heap;
+pub mod initrd;
+pub mod kspace;
+mod regions;
+mod vmemmap;
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use bootloader_api::BootInfo;
+use mm::phys::{Phys, Zone};
+use mm::{Errno, Hw, Pfn};
+
+use crate::arch::X86;
+
+pub use initrd::{boot_file, cmdline, ramdisk};
+
+/// Where physical memory is mapped.
+pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+/// The frame descriptors, indexed by frame number.
+pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
+/// Kernel stacks and device registers.
+pub const KSPACE: u64 = 0xffff_c900_0000_0000;
+
+/// All RAM.
+pub static PHYS: Phys = Phys::new();
+
+/// Free frames that a system call leaves to the kernel itself.
+const RESERVE: u64 = 256;
+
+static ASKED: AtomicU32 = AtomicU32::new(0);
+static SHORT: AtomicBool = AtomicBool::new(false);
+
+/// The direct map's address of a physical byte.
+#[inline(always)]
+pub const fn direct(pa: u64) -> u64 {
+    DIRECT_MAP + pa
+}
+
+/// Takes over from the loader: regions, root, descriptors, frame allocator. Boot CPU, once.
+pub fn init(info: &'static BootInfo) {
+    let offset = info.physical_memory_offset.into_option();
+    assert!(
+        offset == Some(DIRECT_MAP),
+        "the loader put physical memory elsewhere: {offset:x?}"
+    );
+    initrd::init(info);
+    let mut early = regions::Early::new(&info.memory_regions);
+    kspace::init(
+        &mut early,
+        (info.kernel_stack_bottom, info.kernel_stack_len),
+    );
+    vmemmap::init(&mut early, &info.memory_regions);
+    let movable = cmdline("movable").and_then(parse_size).unwrap_or(0);
+    early.hand_over(movable, |start, end, zone| {
+        PHYS.add_memory(X86, Pfn(start >> 12), Pfn(end >> 12), zone);
+    });
+    PHYS.make_zero_page(X86).expect("the zero page");
+    crate::vsyscall::init();
+    PHYS.set_reserve(2 * RESERVE);
+}
+
+/// ENOMEM when free frames are under the kernel's reserve: asked before a call creates objects. Counting is
+/// slow, so it is done every so often, and always once memory was short.
+#[inline]
+pub fn headroom() -> Result<(), Errno> {
+    let n = ASKED.load(Ordering::Relaxed);
+    ASKED.store(n.wrapping_add(1), Ordering::Relaxed);
+    if n & 31 != 0 && !SHORT.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        count_headroom()
+    }
+}
+
+#[cold]
+fn count_headroom() -> Result<(), Errno> {
+    let mut short = PHYS.free_frames(X86) < RESERVE;
+    if short {
+        heap::trim();
+        short = PHYS.free_frames(X86) < RESERVE;
+    }
+    SHORT.store(short, Ordering::Relaxed);
+    if short { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+/// A free page below 1 MiB, for the trampoline; it is never given to the allocator.
+pub(crate) fn low_page() -> Option<u64> {
+    regions::low_page()
+}
+
+/// "64M", "1G", "4096".
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_shl(shift)
+}
+
+/// One past the last frame of RAM.
+pub fn frames_end() -> u64 {
+    vmemmap::frames_end()
+}
+
+/// Whether a frame has a descriptor: memory, or beside it.
+pub fn has_descriptor(pfn: Pfn) -> bool {
+    vmemmap::has(pfn)
+}
+
+/// Frames under management and free ones, for `/proc/meminfo` and the tests.
+pub fn totals() -> (u64, u64) {
+    (PHYS.managed_frames(X86), PHYS.free_frames(X86))
+}
+
+/// Gives back what caches of the kernel proper hold: heap magazines, kernel stacks. Thread context.
+pub fn trim() {
+    kspace::trim();
+    heap::trim();
+}
+
+/// Frames of a zone: free in its lists, and managed.
+pub fn zone(zone: Zone) -> (u64, u64) {
+    X86.phys().zone_frames(X86, zone)
+}

@@ -1,0 +1,197 @@
+//! Registered buffers: user memory pinned for as long as the ring, or the program, likes.
+//!
+//! Requests reach the pages that were pinned, whatever the program maps at those addresses by then. A request keeps
+//! its buffer by a reference, so unregistering does not take pages from under it.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use spin::Mutex as Spin;
+
+use crate::SysResult;
+use crate::arch::X86;
+use crate::arch::uaccess::get_user;
+use crate::fs::IoBuf;
+use crate::task::process::RLIMIT_MEMLOCK;
+use crate::task::space::can_wait;
+use crate::task::{Space, current};
+use mm::gup::{GupFlags, LongtermPin, PageSlot, Write, pin_longterm};
+use mm::{Errno, PAGE_SIZE};
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Most buffers of a ring, and most bytes of one.
+const MOST: u32 = 1 << 14;
+const LARGEST: u64 = 1 << 30;
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Pages that a user's rings have pinned, by user: what RLIMIT_MEMLOCK limits.
+static LOCKED: Spin<Vec<(u32, u64)>> = Spin::new(Vec::new());
+
+/// A share of it, and of the process's VmPin.
+struct Account {
+    uid: Option<u32>,
+    space: Weak<Space>,
+    pages: u64,
+}
+
+impl Account {
+    /// ENOMEM over the limit; CAP_IPC_LOCK knows none.
+    fn charge(space: &Arc<Space>, pages: u64) -> Result<Account, Errno> {
+        let process = &current().process;
+        let creds = process.creds();
+        let uid = (!creds.capable(CAP_IPC_LOCK)).then_some(creds.uid);
+        if let Some(uid) = uid {
+            let limit = process.limit(RLIMIT_MEMLOCK).soft / PAGE_SIZE;
+            let mut locked = LOCKED.lock();
+            let entry = match locked.iter().position(|(user, _)| *user == uid) {
+                Some(i) => i,
+                None => {
+                    locked.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                    locked.push((uid, 0));
+                    locked.len() - 1
+                }
+            };
+            let entry = &mut locked[entry].1;
+            *entry = entry
+                .checked_add(pages)
+                .filter(|all| *all <= limit)
+                .ok_or(Errno::ENOMEM)?;
+        }
+        space.count_pinned(pages as i64);
+        Ok(Account {
+            uid,
+            space: Arc::downgrade(space),
+            pages,
+        })
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if let Some(space) = self.space.upgrade() {
+            space.count_pinned(-(self.pages as i64));
+        }
+        let Some(uid) = self.uid else { return };
+        let mut locked = LOCKED.lock();
+        if let Some((_, pages)) = locked.iter_mut().find(|(user, _)| *user == uid) {
+            *pages -= self.pages;
+        }
+        locked.retain(|(_, pages)| *pages != 0);
+        if locked.is_empty() {
+            *locked = Vec::new();
+        }
+    }
+}
+
+/// One of them.
+pub struct Buffer {
+    addr: u64,
+    len: u64,
+    pins: Vec<LongtermPin<X86, Write, Vec<PageSlot>>>,
+    _account: Account,
+}
+
+/// Slots of one pin: a list of them needs no large block of memory.
+const RUN: usize = 512;
+
+impl Buffer {
+    fn pin(space: &Arc<Space>, addr: u64, len: u64) -> Result<Buffer, Errno> {
+        let end = addr.checked_add(len).ok_or(Errno::EOVERFLOW)?;
+        let (first, last) = (addr / PAGE_SIZE, (end - 1) / PAGE_SIZE);
+        let pages = (last - first + 1) as usize;
+        let account = Account::charge(space, pages as u64)?;
+        let mut pins = Vec::new();
+        pins.try_reserve_exact(pages.div_ceil(RUN))
+            .map_err(|_| Errno::ENOMEM)?;
+        let mut done = 0;
+        while done < pages {
+            crate::memory::headroom()?;
+            let n = (pages - done).min(RUN);
+            let mut slots = Vec::new();
+            slots.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
+            slots.resize(n, PageSlot::EMPTY);
+            let at = (first + done as u64) * PAGE_SIZE;
+            let pin = pin_longterm(space, &mut can_wait(), at, GupFlags::empty(), slots)?;
+            if pin.len() != n {
+                return Err(Errno::EFAULT);
+            }
+            pins.push(pin);
+            done += n;
+        }
+        Ok(Buffer {
+            addr,
+            len,
+            pins,
+            _account: account,
+        })
+    }
+
+    /// Where `addr..addr + len` begins in the pages; EFAULT if it is not all in the buffer.
+    pub fn offset(&self, addr: u64, len: u64) -> Result<usize, Errno> {
+        let from = addr.checked_sub(self.addr).ok_or(Errno::EFAULT)?;
+        let to = from.checked_add(len).ok_or(Errno::EFAULT)?;
+        if to > self.len {
+            return Err(Errno::EFAULT);
+        }
+        Ok((self.addr % PAGE_SIZE + from) as usize)
+    }
+
+    /// Runs `f` on the `len` bytes from offset `at` on, a page or less at a time, until it moves less than it was
+    /// given; how many it moved. An error counts only if nothing was moved.
+    pub fn each(
+        &self,
+        at: usize,
+        len: usize,
+        mut f: impl FnMut(&mut IoBuf<'_>) -> SysResult,
+    ) -> SysResult {
+        let mut done = 0;
+        while done < len {
+            let (page, in_page) = ((at + done) / PAGE, (at + done) % PAGE);
+            let Some((bytes, run)) = self.pins[page / RUN].byte(page % RUN * PAGE + in_page) else {
+                return Err(Errno::EFAULT);
+            };
+            let n = run.min(len - done);
+            // SAFETY: `n` bytes of a page that `pins` holds, pinned for writing, while `self` is borrowed.
+            let mut buf = unsafe { IoBuf::kernel_raw(bytes, n, true) };
+            match f(&mut buf) {
+                Ok(moved) => {
+                    done += moved;
+                    if moved < n {
+                        break;
+                    }
+                }
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// A ring's buffers by number; an empty place is one that no request can use.
+pub type Registered = Vec<Option<Arc<Buffer>>>;
+
+/// Pins `count` buffers described by an iovec array at `array`.
+pub fn register(array: u64, count: u32) -> Result<Registered, Errno> {
+    if count == 0 || count > MOST {
+        return Err(Errno::EINVAL);
+    }
+    let space = current().space().ok_or(Errno::EFAULT)?;
+    let mut all = Vec::new();
+    all.try_reserve_exact(count as usize)
+        .map_err(|_| Errno::ENOMEM)?;
+    for i in 0..u64::from(count) {
+        let at = array.checked_add(16 * i).ok_or(Errno::EFAULT)?;
+        let [addr, len]: [u64; 2] = get_user(at)?;
+        all.push(match (addr, len) {
+            _ if len > i64::MAX as u64 => return Err(Errno::EINVAL),
+            (0, 0) => None,
+            (0, _) | (_, 0) => return Err(Errno::EFAULT),
+            _ if len > LARGEST => return Err(Errno::EFAULT),
+            _ => Some(Arc::new(Buffer::pin(space, addr, len)?)),
+        });
+        if crate::task::fatal_signal_pending() {
+            return Err(Errno::EINTR);
+        }
+    }
+    Ok(all)
+}

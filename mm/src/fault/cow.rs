@@ -1,0 +1,157 @@
+//! A write to an entry that is present and not writable: reuse, or copy.
+//!
+//! Replacing a page under a present entry: the old entry is taken out, every CPU forgets it, and only
+//! then the new one is installed, all under the table lock; otherwise one thread could still read the
+//! old page while another already writes the new one. The lock's holder has interrupts on, as has
+//! everybody who spins on it, so the acknowledgements come.
+//!
+//! No CPU caches a translation whose accessed bit is clear (it sets the bit first), and whoever clears the
+//! bit flushes before it lets go of its locks. So an entry that is taken out without the bit is in no cache, and
+//! nobody need be told: after a fork that is the common case, and it spares an interrupt for every page.
+
+#![forbid(unsafe_code)]
+
+use super::unshare::is_ours;
+use super::{Cx, Step, Stop, WRITTEN, spurious};
+use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed};
+use crate::race::{Point, point};
+use crate::space::{RssKind, VmaFlags};
+use crate::table::pte::bit;
+use crate::table::{LeafBits, MayInstall, PtGuard, Pte};
+
+/// The write fault on a present entry.
+#[inline]
+pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
+    let Some(mut pt) = cx.space.tables.pte_table(cx.va, cx.permit) else {
+        return Ok(()); // gone meanwhile
+    };
+    let i = PtGuard::<H>::index(cx.va);
+    let old = pt.get(i);
+    if !old.present() {
+        return Ok(());
+    }
+    if old.writable() {
+        drop(pt);
+        return spurious();
+    }
+    let allow = WRITTEN | bit::A;
+    if cx.vma.flags().contains(VmaFlags::SHARED) {
+        pt.set_bits(i, allow);
+        drop(pt);
+        return spurious();
+    }
+    if old.special() {
+        drop(pt);
+        return replace(cx, old, None, cx.own_bits());
+    }
+    let folio = Folio::new(cx.hw, old.pfn());
+    if folio.is_anon() && is_ours(folio) {
+        pt.set_bits(i, allow);
+        drop(pt);
+        return spurious();
+    }
+    let source = folio.get();
+    drop(pt);
+    replace(cx, old, Some(source), cx.own_bits())
+}
+
+/// Exclusive, not writable. `false`: nothing is mapped there.
+pub(super) fn unshare<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Result<bool, Stop> {
+    let Some(pt) = cx.space.tables.pte_table(cx.va, cx.permit) else {
+        return Ok(false);
+    };
+    let old = pt.get(PtGuard::<H>::index(cx.va));
+    if !old.present() {
+        return Ok(false);
+    }
+    // Not a write: what was known to be written still is, and nothing else.
+    let bits = LeafBits(cx.vma.prot_bits().0 | old.0 & bit::SOFT_DIRTY);
+    if old.special() {
+        drop(pt);
+        replace(cx, old, None, bits)?;
+        return Ok(true);
+    }
+    let folio = Folio::new(cx.hw, old.pfn());
+    if folio.is_anon() && is_ours(folio) {
+        return Ok(true);
+    }
+    let source = folio.get();
+    drop(pt);
+    replace(cx, old, Some(source), bits)?;
+    Ok(true)
+}
+
+/// The entry says that its page was written, without letting it be: a forced write follows.
+pub(super) fn mark_written<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) {
+    if let Some(mut pt) = cx.space.tables.pte_table(cx.va, cx.permit) {
+        let i = PtGuard::<H>::index(cx.va);
+        if pt.get(i).is_counted() {
+            pt.set_bits(i, bit::SOFT_DIRTY);
+        }
+    }
+}
+
+/// A frame with the source's content; no source reads as zeroes.
+#[inline]
+pub(super) fn filled<H: Hw>(
+    hw: H,
+    from: Use,
+    source: Option<&FolioRef<H>>,
+) -> Result<Frame<Zeroed>, NoFrame> {
+    let frame = hw.phys().alloc(hw, from).ok_or(NoFrame)?;
+    Ok(match source {
+        None => frame.zero(hw),
+        Some(s) => {
+            hw.copy_frame(hw.frame_ptr(frame.pfn()), s.ptr());
+            frame.assume_init()
+        }
+    })
+}
+
+/// Puts an anonymous copy in place of `old`, unless the entry is no longer `old`.
+#[inline]
+fn replace<H: Hw, G: MayInstall<H>>(
+    cx: &Cx<'_, H, G>,
+    old: Pte,
+    source: Option<FolioRef<H>>,
+    bits: LeafBits,
+) -> Step {
+    let hw = cx.hw;
+    let family = cx.vma.join_family();
+    let frame = filled(hw, G::FRAMES, source.as_ref())?;
+    point(hw, Point::CowCopied);
+    let i = PtGuard::<H>::index(cx.va);
+    let table = cx.space.tables.pte_table(cx.va, cx.permit);
+    let same = |pt: &PtGuard<H>| {
+        let now = pt.get(i);
+        now.present() && now.pfn() == old.pfn() && !now.writable() && now.special() == old.special()
+    };
+    let Some(mut pt) = table.filter(same) else {
+        hw.phys().free(hw, frame);
+        return Ok(());
+    };
+    let folio = Folio::init_anon(hw, frame, family.word(), cx.index());
+    cx.list(folio, bits);
+    let taken = pt.take(i);
+    if taken.young() {
+        cx.forget_everywhere();
+    }
+    pt.install(i, Pte::leaf(folio.pfn(), bits));
+    if taken.mlocked() {
+        Folio::new(hw, taken.pfn()).munlock();
+    }
+    match source {
+        None => cx.space.add_rss(RssKind::Anon, 1),
+        Some(source) => {
+            if !source.is_anon() {
+                cx.space.add_rss(RssKind::Shmem, -1);
+                cx.space.add_rss(RssKind::Anon, 1);
+            }
+            drop(pt);
+            let source = source.into_folio();
+            source.desc().map_dec();
+            source.put_many(2); // the entry's and ours
+        }
+    }
+    Ok(())
+}

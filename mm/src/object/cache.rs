@@ -1,0 +1,334 @@
+//! The page cache of memory-backed files: tmpfs, memfd, shared anonymous memory, program images.
+//!
+//! A page is in the cache from its first use until it is truncated, punched out, or the object goes; an
+//! offset without one is a hole and reads as zeroes. `read`, `write` and mappings see the same frames. The
+//! cache holds one reference to each of its folios; a folio's owner word and index say where it belongs as
+//! long as it does.
+//!
+//! Finding a page needs no lock: interrupts off, peek, take a reference unless the frame is free, look at
+//! owner word and index again. Only a removal that raced makes this miss; who must know takes the lock.
+//!
+//! Size and pages, against truncation (`rmap`'s `set_size`, `punch_hole`):
+//! 1. Truncation stores the size first, then zaps all mappings beyond it, then takes each page out of the
+//!    cache under its lock: it clears the owner word, and then looks at the mapping count; where that is
+//!    not zero, it zaps again.
+//! 2. Creating looks at the size under the cache's lock. So no page comes into being beyond the end.
+//! 3. Mapping a page (under the table lock): raise the mapping count, then look at the owner word
+//!    ([`FileObject::owns`]); if it is gone, lower the count and start over. Both sides are locked
+//!    read-modify-writes before the look, so one of them sees the other; the second zap waits for the table
+//!    lock, hence for the entry.
+//! 4. A fault looks at the size before it looks for the page (SIGBUS past the last page).
+
+use super::edges::EdgeList;
+use super::radix::Radix;
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::phys::{Folio, FolioRef, Hw, NoFrame, Use};
+use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
+use crate::sync::{Class, RwSem, SpinLock};
+use alloc::sync::Arc;
+
+/// Why there is no page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheError {
+    /// No frame, or no node.
+    NoFrame,
+    /// Past the end of the object: SIGBUS.
+    Beyond,
+}
+
+impl From<NoFrame> for CacheError {
+    fn from(_: NoFrame) -> Self {
+        Self::NoFrame
+    }
+}
+
+/// What procfs says about an object.
+#[derive(Clone, Default)]
+pub struct Label {
+    /// Path, as `/proc/PID/maps` shows it.
+    pub path: Option<Arc<str>>,
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// See the module.
+pub struct FileObject<H: Hw> {
+    hw: H,
+    id: u64,
+    size: AtomicU64,
+    pages: AtomicU64,
+    tree: Radix,
+    edges: EdgeList,
+    /// One truncation at a time.
+    pub(crate) resize: RwSem,
+    /// VMAs through which it may be written; negative: none may come (a write seal).
+    writable: AtomicI64,
+    label: SpinLock<Label>,
+    /// Its pages leave the direct map.
+    secret: bool,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+/// Pages in all caches of all machines (a test process may run several).
+static CACHED: AtomicI64 = AtomicI64::new(0);
+
+/// Pages in all page caches: `Cached` and `Shmem` of meminfo.
+pub fn cached_pages() -> u64 {
+    CACHED.load(Relaxed).max(0) as u64
+}
+
+impl<H: Hw> FileObject<H> {
+    /// An empty object.
+    pub fn new(hw: H) -> Option<Arc<Self>> {
+        Some(Self::build(hw, false))
+    }
+    /// An empty object of secret memory (VMA-11): while a page is in the cache the kernel cannot reach its bytes,
+    /// and when the last reference goes they are cleared.
+    pub fn new_secret(hw: H) -> Arc<Self> {
+        Self::build(hw, true)
+    }
+
+    fn build(hw: H, secret: bool) -> Arc<Self> {
+        Arc::new(Self {
+            hw,
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            size: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
+            tree: Radix::new(),
+            edges: EdgeList::new(Class::FileEdges),
+            resize: RwSem::new(Class::Resize),
+            writable: AtomicI64::new(0),
+            label: SpinLock::new(Class::Wait, Label::default()),
+            secret,
+        })
+    }
+
+    /// Whether it is secret memory.
+    #[inline]
+    pub fn is_secret(&self) -> bool {
+        self.secret
+    }
+
+    /// The machine.
+    #[inline]
+    pub fn hw(&self) -> H {
+        self.hw
+    }
+    /// A number that no other object has or had.
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+    /// Bytes.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+    /// Pages up to the end, holes included: offsets below this may be mapped.
+    #[inline]
+    pub fn end_page(&self) -> u64 {
+        let size = self.size();
+        (size >> PAGE_SHIFT) + u64::from(size & (PAGE_SIZE - 1) != 0)
+    }
+    /// Pages in the cache.
+    pub fn pages(&self) -> u64 {
+        self.pages.load(Relaxed)
+    }
+    /// Who maps it.
+    #[inline]
+    pub fn edges(&self) -> &EdgeList {
+        &self.edges
+    }
+    /// Its folios' owner word.
+    #[inline]
+    pub fn word(&self) -> usize {
+        core::ptr::from_ref(self) as usize
+    }
+    /// Whether the folio is (still) this object's page `index` (rule 3).
+    #[inline]
+    pub fn owns(&self, folio: Folio<H>, index: u64) -> bool {
+        folio.mapping() == self.word() && folio.index() == index
+    }
+
+    /// What procfs says about it.
+    pub fn label(&self) -> Label {
+        self.label.lock(self.hw).clone()
+    }
+    /// Sets what procfs says about it.
+    pub fn set_label(&self, label: Label) {
+        let old = core::mem::replace(&mut *self.label.lock(self.hw), label);
+        drop(old);
+    }
+
+    /// Counts VMAs through which it may be written.
+    pub(crate) fn count_writable(&self, delta: i64) {
+        self.writable.fetch_add(delta, Relaxed);
+    }
+    /// Whether it may be written through some VMA.
+    pub fn has_writable_mappings(&self) -> bool {
+        self.writable.load(Relaxed) > 0
+    }
+
+    /// The page at `index`, if it is in the cache.
+    #[inline]
+    pub fn lookup(&self, index: u64) -> Option<FolioRef<H>> {
+        let irq = self.hw.irq_save();
+        let found = self.tree.peek(index).and_then(|p| self.grab(p, index));
+        self.hw.irq_restore(irq);
+        found
+    }
+
+    /// Calls `f` for each cached page of `first..=last`, which lie in one aligned run of 64. Interrupts
+    /// are off meanwhile: `f` takes no lock and does not wait.
+    #[inline]
+    pub fn lookup_run(&self, first: u64, last: u64, mut f: impl FnMut(u64, FolioRef<H>)) {
+        let irq = self.hw.irq_save();
+        self.tree.peek_run(first, last, |index, p| {
+            if let Some(folio) = self.grab(p, index) {
+                f(index, folio);
+            }
+        });
+        self.hw.irq_restore(irq);
+    }
+
+    /// A reference to what a peek showed, if it is what it should be.
+    #[inline]
+    fn grab(&self, p: Pfn, index: u64) -> Option<FolioRef<H>> {
+        Folio::new(self.hw, p)
+            .try_get()
+            .filter(|f| self.owns(f.folio(), index))
+    }
+
+    /// The page at `index`, made (zero-filled) if it is a hole; never past the end (rule 2).
+    #[inline]
+    pub fn get_or_create(&self, index: u64) -> Result<FolioRef<H>, CacheError> {
+        match self.lookup(index) {
+            Some(f) => Ok(f),
+            None => self.create(index, true),
+        }
+    }
+
+    /// For `read`: the page at `index`; `None` is a hole, which reads as zeroes.
+    #[inline]
+    pub fn read_page(&self, index: u64) -> Option<FolioRef<H>> {
+        self.lookup(index)
+    }
+
+    /// For `write`: the page at `index`, made if need be, also past the end. The caller holds the inode's
+    /// lock, which it takes for `set_size`, too, and raises the size (or calls `set_size` with the
+    /// old one, to drop what it made) before it gives the lock up.
+    #[inline]
+    pub fn write_page(&self, index: u64) -> Result<FolioRef<H>, NoFrame> {
+        match self.lookup(index) {
+            Some(f) => Ok(f),
+            None => self.create(index, false).map_err(|_| NoFrame),
+        }
+    }
+
+    #[inline(never)]
+    fn create(&self, index: u64, inside: bool) -> Result<FolioRef<H>, CacheError> {
+        if inside && index >= self.end_page() {
+            return Err(CacheError::Beyond);
+        }
+        let hw = self.hw;
+        let frame = match self.secret {
+            false => hw.phys().alloc(hw, Use::Movable),
+            true => hw.phys().alloc_unmovable(hw),
+        };
+        let frame = frame.ok_or(NoFrame)?.zero(hw);
+        // Its one reference is ours until it is in the tree.
+        let folio = Folio::init_file(hw, frame, self.word(), index);
+        // Who finds the page through a mapping learns whose it is without reaching for us (`ops::futex_key`).
+        folio.desc().private.store(self.id, Relaxed);
+        if self.secret && !folio.hide() {
+            folio.put();
+            return Err(CacheError::NoFrame);
+        }
+        let mut tree = self.tree.lock(hw);
+        let lost = if inside && index >= self.end_page() {
+            Err(CacheError::Beyond)
+        } else {
+            match tree.insert(index, folio.pfn()) {
+                Ok(None) => {
+                    let found = folio.get();
+                    drop(tree);
+                    self.pages.fetch_add(1, Relaxed);
+                    CACHED.fetch_add(1, Relaxed);
+                    folio.lru_add();
+                    return Ok(found);
+                }
+                // Somebody was first; under the lock the cache's reference stands.
+                Ok(Some(p)) => Ok(Folio::new(hw, p).get()),
+                Err(NoFrame) => Err(CacheError::NoFrame),
+            }
+        };
+        drop(tree);
+        folio.put();
+        lost
+    }
+
+    /// The first page at or after `from` that is in the cache: SEEK_DATA.
+    pub fn next_page(&self, from: u64) -> Option<u64> {
+        self.tree.lock(self.hw).next(from).map(|(index, _)| index)
+    }
+
+    /// Raises the size; a smaller one is ignored (lowering needs `set_size`).
+    pub fn extend(&self, size: u64) {
+        self.size.fetch_max(size, SeqCst);
+    }
+
+    /// Truncation's first step (rule 1): returns the old size.
+    pub(crate) fn store_size(&self, size: u64) -> u64 {
+        self.size.swap(size, SeqCst)
+    }
+
+    /// Takes up to `out.len()` pages of `from..end` out of the cache, in order; what is returned holds the
+    /// cache's references. The owner words are cleared (rule 1).
+    pub(crate) fn evict_some(
+        &self,
+        from: u64,
+        end: u64,
+        out: &mut [Option<(u64, FolioRef<H>)>],
+    ) -> usize {
+        let mut tree = self.tree.lock(self.hw);
+        let mut n = 0;
+        let mut at = from;
+        while n < out.len() {
+            let Some((index, p)) = tree.next(at).filter(|&(i, _)| i < end) else {
+                break;
+            };
+            tree.remove(index);
+            let folio = Folio::new(self.hw, p);
+            folio.desc().mapping.swap(0, SeqCst);
+            out[n] = Some((index, FolioRef::adopt(folio)));
+            n += 1;
+            at = index + 1;
+        }
+        drop(tree);
+        self.pages.fetch_sub(n as u64, Relaxed);
+        CACHED.fetch_sub(n as i64, Relaxed);
+        n
+    }
+}
+
+impl<H: Hw> Drop for FileObject<H> {
+    fn drop(&mut self) {
+        // VMAs hold the object, so nothing maps it.
+        let mut out = [const { None }; 32];
+        let mut from = 0;
+        loop {
+            let n = self.evict_some(from, u64::MAX, &mut out);
+            for slot in &mut out[..n] {
+                if let Some((index, folio)) = slot.take() {
+                    from = index + 1;
+                    drop(folio);
+                }
+            }
+            if n < out.len() {
+                break;
+            }
+        }
+    }
+}

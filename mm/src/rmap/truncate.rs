@@ -1,0 +1,84 @@
+//! Making a file shorter, or punching a hole: the three steps of the protocol in object/cache.rs.
+
+use super::{Copies, unmap_file_range};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
+use crate::hw::Park;
+use crate::object::FileObject;
+use crate::phys::Hw;
+use crate::wait::CanWait;
+
+/// Pages taken out of a cache between two yield points.
+const BATCH: usize = 32;
+
+impl<H: Hw> FileObject<H> {
+    /// Sets the size. Pages beyond it lose their mappings (SIGBUS from then on, private copies included)
+    /// and their content; the rest of the last page reads as zeroes. With the size it has, drops what
+    /// lies beyond. Sleeps; the caller holds the inode's lock and no mmap lock.
+    pub fn set_size(&self, wait: &mut CanWait<H>, size: u64) {
+        while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        let old = self.store_size(size);
+        if size <= old {
+            let first = size.div_ceil(PAGE_SIZE);
+            unmap_file_range(self, (first, u64::MAX), Copies::Drop, wait);
+            self.drop_pages((first, u64::MAX), wait);
+            self.zero_in_page(size, first << PAGE_SHIFT);
+        }
+        self.resize.unlock_write(self.hw());
+    }
+
+    /// Makes `start..end` (bytes) read as zeroes; whole pages inside become holes. The size stays. Private
+    /// copies stay. Sleeps, as [`Self::set_size`].
+    pub fn punch_hole(&self, wait: &mut CanWait<H>, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        let (first, last) = (start.div_ceil(PAGE_SIZE), end >> PAGE_SHIFT);
+        if first > last {
+            // Inside one page.
+            self.zero_in_page(start, end);
+        } else {
+            unmap_file_range(self, (first, last), Copies::Keep, wait);
+            self.drop_pages((first, last), wait);
+            self.zero_in_page(start, first << PAGE_SHIFT);
+            self.zero_in_page(last << PAGE_SHIFT, end);
+        }
+        self.resize.unlock_write(self.hw());
+    }
+
+    /// Takes pages out of the cache; a mapping that came after the unmap is found by its count.
+    fn drop_pages(&self, (first, end): (u64, u64), wait: &mut CanWait<H>) {
+        let mut out = [const { None }; BATCH];
+        let mut from = first;
+        loop {
+            let n = self.evict_some(from, end, &mut out);
+            for slot in &mut out[..n] {
+                if let Some((index, folio)) = slot.take() {
+                    from = index + 1;
+                    if folio.desc().map_count() > 0 {
+                        unmap_file_range(self, (index, index + 1), Copies::Keep, wait);
+                    }
+                    drop(folio);
+                }
+            }
+            if n < BATCH {
+                return;
+            }
+            self.hw().cond_resched();
+        }
+    }
+
+    /// Zeroes bytes of one page, if it is in the cache.
+    fn zero_in_page(&self, start: u64, end: u64) {
+        let at = start & (PAGE_SIZE - 1);
+        if start >= end {
+            return;
+        }
+        let len = (end - start).min(PAGE_SIZE - at);
+        if let Some(folio) = self.lookup(start >> PAGE_SHIFT) {
+            // SAFETY: inside the page's 4096 bytes, which our reference keeps; who maps the page writes
+            // it with machine stores of its own, as it may to any shared page.
+            unsafe { folio.ptr().add(at as usize).write_bytes(0, len as usize) };
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What the MMU sees: entries, the tables that hold them, their locks, and forgetting.
+
+pub mod lock;
+pub mod permit;
+pub mod pte;
+pub mod tlb;
+pub mod walk;
+
+pub use lock::{CopyStep, Leaves, PtGuard, Tables};
+pub use permit::{MayFree, MayInstall, StableVma, Unmovable};
+pub use pte::{LeafBits, Pte, PteState};
+pub use tlb::{Flushed, PtPage, TlbBatch, TlbState};
+pub use walk::{Level, PteCell};

@@ -1,0 +1,152 @@
+//! Frames, heap and stacks: exact accounting, content, zones.
+
+use alloc::vec::Vec;
+
+use kernel::arch::X86;
+use kernel::memory;
+use kernel::memory::kspace::KernelStack;
+use mm::addr::Order;
+use mm::phys::{Frame, Owned, Use};
+use mm::{Hw, Pfn};
+
+use kernel::ktest;
+
+fn free() -> u64 {
+    memory::trim();
+    X86.phys().free_frames(X86)
+}
+
+fn bytes(pfn: Pfn) -> &'static mut [u8] {
+    // SAFETY: the caller owns the frame, and the direct map covers it.
+    unsafe { core::slice::from_raw_parts_mut(X86.frame_ptr(pfn), 4096) }
+}
+
+ktest!(every_frame_comes_back, {
+    let phys = X86.phys();
+    let before = free();
+    let mut held: Vec<Frame<Owned>> = Vec::with_capacity(4096);
+    let with_list = phys.free_frames(X86);
+    for order in [0u8, 1, 3, 5, 9, 0, 2, 4, 9] {
+        for want in [Use::Kernel, Use::Movable] {
+            held.push(
+                phys.alloc_order(X86, Order::new(order).unwrap(), want)
+                    .unwrap(),
+            );
+        }
+    }
+    let taken: u64 = held.iter().map(|frame| 1 << frame.order().get()).sum();
+    assert_eq!(
+        phys.free_frames(X86),
+        with_list - taken,
+        "what is taken is missing, and no more"
+    );
+    // No frame twice.
+    let mut spans: Vec<(u64, u64)> = held
+        .iter()
+        .map(|f| (f.pfn().0, 1 << f.order().get()))
+        .collect();
+    spans.sort_unstable();
+    assert!(
+        spans
+            .windows(2)
+            .all(|pair| pair[0].0 + pair[0].1 <= pair[1].0)
+    );
+    // A block is aligned to its size.
+    assert!(spans.iter().all(|(start, len)| start % len == 0));
+    for frame in held.drain(..) {
+        phys.free(X86, frame);
+    }
+    drop(held);
+    assert_eq!(free(), before);
+});
+
+ktest!(all_memory_can_be_taken_and_given_back, {
+    let phys = X86.phys();
+    let before = free();
+    let mut first = Pfn(0);
+    let mut count = 0u64;
+    // A list through the frames themselves: nothing else is needed to hold them.
+    while let Some(frame) = phys.alloc(X86, Use::Movable) {
+        let pfn = frame.into_pfn();
+        bytes(pfn)[..8].copy_from_slice(&first.0.to_ne_bytes());
+        bytes(pfn)[8..16].copy_from_slice(&(!first.0).to_ne_bytes());
+        first = pfn;
+        count += 1;
+    }
+    assert!(count > before * 9 / 10, "{count} of {before} frames");
+    while first.0 != 0 {
+        let next = u64::from_ne_bytes(bytes(first)[..8].try_into().unwrap());
+        let check = u64::from_ne_bytes(bytes(first)[8..16].try_into().unwrap());
+        assert_eq!(check, !next, "somebody else wrote to an owned frame");
+        // SAFETY: taken above, order 0, ours alone.
+        phys.free(X86, unsafe { Frame::from_raw(first, Order::ZERO) });
+        first = Pfn(next);
+        count -= 1;
+    }
+    assert_eq!(count, 0);
+    assert_eq!(free(), before);
+    // Blocks have merged again.
+    let block = phys
+        .alloc_order(X86, Order::new(9).unwrap(), Use::Kernel)
+        .unwrap();
+    phys.free(X86, block);
+});
+
+ktest!(freed_frames_are_poisoned, {
+    let phys = X86.phys();
+    let pfn = phys.alloc(X86, Use::Kernel).unwrap().into_pfn();
+    bytes(pfn).fill(0xa5);
+    // SAFETY: taken above.
+    phys.free(X86, unsafe { Frame::from_raw(pfn, Order::ZERO) });
+    assert!(
+        bytes(pfn).iter().all(|byte| *byte != 0xa5),
+        "the old content is still there"
+    );
+});
+
+ktest!(low_memory_is_low, {
+    let phys = X86.phys();
+    for _ in 0..50 {
+        let frame = phys.alloc(X86, Use::Dma32).unwrap();
+        assert!(frame.pfn().0 < 1 << 20);
+        phys.free(X86, frame);
+    }
+});
+
+ktest!(the_heap_gives_everything_back, {
+    let before = free();
+    for round in 0..3 {
+        let mut held: Vec<Vec<u8>> = Vec::new();
+        for i in 0..400usize {
+            let mut part = Vec::new();
+            part.resize(1 + i * 37 % 9000, (i + round) as u8);
+            held.push(part);
+        }
+        for (i, part) in held.iter().enumerate() {
+            assert!(part.iter().all(|byte| *byte == (i + round) as u8));
+        }
+    }
+    let after = free();
+    assert!(after + 64 >= before, "{} frames are gone", before - after);
+});
+
+ktest!(kernel_stacks_have_guards, {
+    let before = free();
+    let stacks: Vec<KernelStack> = (0..40).map(|_| KernelStack::new().unwrap()).collect();
+    for stack in &stacks {
+        assert!(memory::kspace::translate(stack.top() - 8).is_some());
+        assert!(memory::kspace::translate(stack.top() - (16 << 10)).is_some());
+        assert!(
+            memory::kspace::translate(stack.top() - (16 << 10) - 8).is_none(),
+            "no guard"
+        );
+    }
+    drop(stacks);
+    // Tables of the kernel half stay.
+    assert!(free() + 4 >= before);
+});
+
+ktest!(
+    the_image_is_mapped_as_it_should,
+    memory::kspace::check_protection()
+);
