@@ -1,7 +1,7 @@
 //! Wait queues.
 //!
-//! A waiter puts a node (on its own stack) into the queue, stores its sleep state, looks at its
-//! condition and gives up the CPU. A waker makes the condition true first and then calls
+//! A waiter puts a node (on its own stack) into the queue and stores its sleep state, both with the queue locked, looks at
+//! its condition and gives up the CPU. A waker makes the condition true first and then calls
 //! `wake_one` or `wake_all`; the full barrier on each side means that one of them sees the other.
 //! A woken node leaves the queue; a waiter that leaves for another reason takes its node out itself.
 
@@ -203,8 +203,9 @@ impl WaitQueue {
                         self.push(&mut list, node.get());
                     }
                 }
+                // With the queue locked: a waker that takes the node out finds a sleeper, and so makes it look again.
+                me.state.swap(kind.state(), Ordering::SeqCst);
             }
-            me.state.swap(kind.state(), Ordering::SeqCst);
             if !f() {
                 break Ok(());
             }

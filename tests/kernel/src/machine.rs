@@ -127,6 +127,37 @@ ktest!(a_waker_is_never_missed, {
     }
 });
 
+ktest!(a_wake_up_for_nothing_costs_nobody_the_next_one, {
+    static ROUND: AtomicUsize = AtomicUsize::new(0);
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    static QUEUE: WaitQueue = WaitQueue::new();
+    static BACK: WaitQueue = WaitQueue::new();
+    const ROUNDS: usize = 2000;
+    fn other(_: usize) {
+        for i in 1..=ROUNDS {
+            let _ = QUEUE.wait_while(Sleep::Uninterruptible, None, || {
+                ROUND.load(Ordering::SeqCst) < i
+            });
+            SEEN.store(i, Ordering::SeqCst);
+            BACK.wake_all();
+        }
+    }
+    task::spawn_kernel_thread("other", other, 0).unwrap();
+    for i in 1..=ROUNDS {
+        // The waiter enters its queue somewhere in here.
+        for _ in 0..i % 64 {
+            QUEUE.wake_all();
+        }
+        ROUND.store(i, Ordering::SeqCst);
+        QUEUE.wake_all();
+        let limit = time::now_ns() + 20_000_000_000;
+        let back = BACK.wait_while(Sleep::Uninterruptible, Some(limit), || {
+            SEEN.load(Ordering::SeqCst) < i
+        });
+        assert!(back.is_ok(), "round {i}: a wake-up was lost");
+    }
+});
+
 ktest!(bad_user_addresses_are_refused, {
     let mut buffer = [0u8; 64];
     for address in [
