@@ -163,6 +163,8 @@ pub trait Cpu: Copy + Send + Sync + 'static {
     fn signal_pending(self) -> bool {
         self.fatal_signal_pending()
     }
+    /// The running thread had a fault made good that no trap brought: on its behalf, in whatever space (FAULT-11).
+    fn count_fault(self) {}
     /// Tells whoever reads the log. Any context; may drop what comes too often.
     fn warn(self, _: Warning) {}
     /// Whether the lockless walk is built in; a test may want to do without (FAST-21).

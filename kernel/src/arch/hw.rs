@@ -233,6 +233,11 @@ impl Cpu for X86 {
         crate::task::signal_pending()
     }
 
+    #[inline]
+    fn count_fault(self) {
+        crate::task::current().count_fault(false);
+    }
+
     #[cold]
     fn warn(self, w: Warning) {
         report(w);

@@ -39,7 +39,10 @@ pub fn fixup_user_fault<'a, H: Hw>(
             present: matches!(state, PteState::Leaf(_)),
         };
         match handle(guard, space, wait, fault) {
-            FaultOutcome::Mapped(g) => return (Ok(()), unlocked, g),
+            FaultOutcome::Mapped(g) => {
+                wait.hw().count_fault();
+                return (Ok(()), unlocked, g);
+            }
             FaultOutcome::Signal(g, _) => return (Err(Errno::EFAULT), unlocked, g),
             FaultOutcome::NoFrame => {
                 let again = wait.hw().make_room(wait);

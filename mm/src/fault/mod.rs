@@ -370,17 +370,18 @@ pub(crate) fn need<H: Hw, G: MayInstall<H>>(
         va: page_down(va),
     };
     match need {
-        Need::Read => dispatch(&cx, false, false),
-        Need::Write { present } => dispatch(&cx, true, present),
-        Need::Unshare => unshare::step(&cx),
+        Need::Read => dispatch(&cx, false, false)?,
+        Need::Write { present } => dispatch(&cx, true, present)?,
+        Need::Unshare => unshare::step(&cx)?,
         Need::Forced => {
             unshare::step(&cx)?;
             if !planted(25) {
                 cow::mark_written(&cx);
             }
-            Ok(())
         }
     }
+    cx.hw.count_fault();
+    Ok(())
 }
 
 /// [`need`] under the mmap lock, which comes back unless it had to go (FAULT-5): then whatever was looked up

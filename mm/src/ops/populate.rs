@@ -158,7 +158,7 @@ fn part<'a, H: Hw>(
                     present: present[w] >> k & 1 != 0,
                 };
                 match fault::resolve(space, wait, guard, vma, &fault) {
-                    Ok(()) => {}
+                    Ok(()) => wait.hw().count_fault(),
                     Err(Stop::Signal(_)) => return (stop, Err(Errno::EFAULT)),
                     Err(Stop::NoFrame) => return (stop, Err(Errno::ENOMEM)),
                 }
