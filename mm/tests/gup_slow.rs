@@ -614,7 +614,7 @@ fn pfn_10_a_raw_huge_leaf_has_no_descriptor() {
     lab.done();
 }
 
-/// FAULT-12, LOCK-7, LOCK-8: a thread that shall die takes no more pages.
+/// FAULT-12, LOCK-7: a thread that shall die takes no more pages.
 #[test]
 fn fault_12_a_dying_thread_stops() {
     use mm::hw::Cpu;
@@ -636,6 +636,47 @@ fn fault_12_a_dying_thread_stops() {
     mm::sim::park::set_killed(lab.sim.waiter(), false);
     assert!(got == Ok(0) || got == Err(Errno::EINTR), "{got:?}");
     assert!(s.rss_total() <= 1);
+    lab.done();
+}
+
+/// LOCK-8: a signal that its program handles stops those who said so, between two faults and with what they have;
+/// the others go on.
+#[test]
+fn lock_8_an_ordinary_signal_stops_who_asked_for_it() {
+    use mm::hw::Cpu;
+    let lab = Lab::new();
+    let s = lab.space();
+    let va = lab.map(s, 0, 8, R | W, ANON);
+    let sim = lab.sim;
+    let wants = GupFlags::WRITE | GupFlags::INTERRUPTIBLE;
+    let after_a_fault = |flags| {
+        lab.dontneed(s, va, 8);
+        sim.on_pause(move |at| {
+            if at == mm::race::Point::SlowFaulted {
+                mm::sim::park::set_signalled(sim.waiter(), true);
+            }
+        });
+        let got = gup::get_user_pages_remote(s, &mut sim.can_wait(), va, flags, slots(8));
+        sim.no_pause();
+        let second = gup::get_user_pages_remote(s, &mut sim.can_wait(), va, flags, slots(8));
+        mm::sim::park::set_signalled(sim.waiter(), false);
+        (got.map(|h| h.len()), second.map(|h| h.len()))
+    };
+    assert_eq!(after_a_fault(wants), (Err(Errno::EINTR), Err(Errno::EINTR)));
+    assert_eq!(after_a_fault(GupFlags::WRITE), (Ok(8), Ok(8)));
+    // What was there before it came is returned.
+    lab.dontneed(s, va, 8);
+    lab.store_each(s, va, 2, 1);
+    sim.on_pause(move |at| {
+        if at == mm::race::Point::SlowMissed {
+            mm::sim::park::set_signalled(sim.waiter(), true);
+        }
+    });
+    let got = gup::get_user_pages_remote(s, &mut sim.can_wait(), va, wants, slots(8)).unwrap();
+    sim.no_pause();
+    mm::sim::park::set_signalled(sim.waiter(), false);
+    assert_eq!(got.len(), 2);
+    drop(got);
     lab.done();
 }
 

@@ -497,6 +497,9 @@ impl Cpu for Machine {
     fn fatal_signal_pending(self) -> bool {
         PARKER.with(|p| p.killed())
     }
+    fn signal_pending(self) -> bool {
+        PARKER.with(|p| p.signalled())
+    }
     fn warn(self, w: Warning) {
         self.hooks.warn(w);
     }

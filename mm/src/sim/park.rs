@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex};
 struct State {
     token: bool,
     killed: bool,
+    signalled: bool,
 }
 
 /// One host thread's bed. Leaked, so that a late `unpark` finds it.
@@ -43,6 +44,11 @@ impl Parker {
     pub fn killed(&self) -> bool {
         self.state.lock().expect("no sleeper panics").killed
     }
+    /// Whether it has a signal to take, fatal or not.
+    pub fn signalled(&self) -> bool {
+        let state = self.state.lock().expect("no sleeper panics");
+        state.killed || state.signalled
+    }
     fn change(&self, f: impl FnOnce(&mut State)) {
         f(&mut self.state.lock().expect("no sleeper panics"));
         self.bell.notify_all();
@@ -62,4 +68,9 @@ pub fn unpark(w: Waiter) {
 /// A fatal signal arrives (or, for a thread that goes on to another test, is forgotten).
 pub fn set_killed(w: Waiter, killed: bool) {
     parker(w).change(|s| s.killed = killed);
+}
+
+/// A signal arrives that its program handles (or is forgotten).
+pub fn set_signalled(w: Waiter, signalled: bool) {
+    parker(w).change(|s| s.signalled = signalled);
 }
