@@ -80,7 +80,7 @@ fn lab() -> Lab {
     })
 }
 
-/// FAST-1, FAST-3, FAST-16, FAST-18, FAST-20: from one table into the next, up to a hole; only the loaded space.
+/// FAST-1, FAST-3, FAST-4, FAST-16, FAST-18, FAST-20: from one table into the next, up to a hole; only the loaded space.
 #[test]
 fn fast_3_takes_what_is_mapped_across_tables() {
     let lab = lab();
@@ -114,7 +114,7 @@ fn fast_3_takes_what_is_mapped_across_tables() {
     lab.done();
 }
 
-/// FAST-6, FAST-5, BUG-17: what the VMA or the entry refuses is left; the kernel's half is never walked.
+/// FAST-6, FAST-5, FAST-15, ARG-8, BUG-17: what the VMA or the entry refuses is left; the kernel's half is never walked.
 #[test]
 fn bug_17_what_is_refused_stays_refused() {
     let lab = lab();
@@ -690,7 +690,7 @@ fn bug_9_a_table_is_not_freed_under_the_walk() {
     sim.check();
 }
 
-/// PIN-2, PIN-3, PIN-12, UNSH-1: a driver's large folio behind small entries, fast and slow: exact counts on its head;
+/// PIN-2, PIN-3, PIN-4, PIN-6, PIN-12, UNSH-1: a driver's large folio behind small entries, fast and slow: exact counts on its head;
 /// fork, unmap and exit give back what they took.
 #[test]
 fn pin_2_a_drivers_large_folio_behind_small_entries() {

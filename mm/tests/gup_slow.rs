@@ -68,7 +68,7 @@ fn arg_1_raw_words_are_checked() {
     lab.done();
 }
 
-/// ARG-6, LOOP-3.
+/// ARG-6, LOOP-3, LOCK-2.
 #[test]
 fn arg_6_counts_of_nothing_and_of_everything() {
     let lab = Lab::new();
@@ -255,7 +255,7 @@ fn softd_1_a_forced_write_is_seen() {
     lab.done();
 }
 
-/// PIN-1, PIN-7, PIN-14, PIN-17: what each way of holding counts.
+/// PIN-1, PIN-7, PIN-14, PIN-17, LOCK-10: what each way of holding counts.
 #[test]
 fn pin_1_what_is_counted() {
     let lab = Lab::new();
@@ -291,7 +291,7 @@ fn pin_1_what_is_counted() {
     lab.done();
 }
 
-/// WALK-7, PIN-10: who marks what.
+/// WALK-7, PIN-10, RMAP-1: who marks what; the device's writes pass by the entry.
 #[test]
 fn walk_7_accessed_and_dirty() {
     use mm::phys::flag::{DIRTY, REFERENCED};
@@ -316,7 +316,7 @@ fn walk_7_accessed_and_dirty() {
     lab.done();
 }
 
-/// PIN-9, PIN-10, PIN-11, BUG-28: an errno is no count.
+/// PIN-8, PIN-9, PIN-10, PIN-11, BUG-28: an errno is no count.
 #[test]
 fn bug_28_an_errno_is_no_count() {
     let lab = Lab::new();
@@ -337,7 +337,7 @@ fn bug_28_an_errno_is_no_count() {
     lab.done();
 }
 
-/// PIN-21, BUG-8: a count near its limit is refused, and unchanged.
+/// PIN-5, PIN-21, BUG-8: a count near its limit is refused, and unchanged.
 #[test]
 fn bug_8_a_full_count_is_refused() {
     let lab = Lab::new();
@@ -479,7 +479,7 @@ fn fault_2_nofault_takes_what_is_there() {
     lab.done();
 }
 
-/// FAULT-7: beyond the end of a file; out of memory.
+/// FAULT-7, LOOP-2: beyond the end of a file; out of memory.
 #[test]
 fn fault_7_what_a_fault_may_answer() {
     let lab = Lab::new();
@@ -507,7 +507,7 @@ fn fault_7_what_a_fault_may_answer() {
     lab.done();
 }
 
-/// LOCK-5, LOCK-6, BUG-34: the lock goes while room is made; another thread replaces the mapping; the new one's
+/// LOCK-3, LOCK-5, LOCK-6, FAULT-5, BUG-34: the lock goes while room is made; another thread replaces the mapping; the new one's
 /// rights count, and what was taken before stays.
 #[test]
 fn lock_5_the_lock_goes_and_the_mapping_changes() {
@@ -551,6 +551,82 @@ fn lock_5_the_lock_goes_and_the_mapping_changes() {
     lab.done();
 }
 
+/// LOCK-9: what is only to be there is brought in to its end, though the lock goes in the middle, more than once.
+#[test]
+fn lock_9_a_prefault_goes_on_after_the_lock_went() {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    static GONE: AtomicU32 = AtomicU32::new(0);
+    let lab = Lab::new();
+    let s = lab.space();
+    let va = lab.map(s, 0, 40, R | W, ANON);
+    let sim = lab.sim;
+    lab.sim.phys().fail_after(5);
+    lab.sim.on_no_frame(move || {
+        if GONE.fetch_add(1, Relaxed) == 0 {
+            sim.phys().fail_after(7);
+        }
+        true
+    });
+    let got = gup::fault_in_pages(s, &mut lab.sim.can_wait(), va, 40, GupFlags::WRITE);
+    assert_eq!(got, Ok(40));
+    assert_eq!((GONE.load(Relaxed), s.rss_total()), (2, 40));
+    lab.done();
+}
+
+/// FAULT-1, FAULT-8, FAULT-9: each wish has its own fault, and the entry says afterwards which it was.
+#[test]
+fn fault_1_a_wish_faults_for_what_it_needs_and_no_more() {
+    let lab = Lab::new();
+    let s = lab.space();
+    let va = lab.map(s, 0, 4, R | W, ANON);
+    let entry = |va: u64| {
+        let mut wait = lab.sim.can_wait();
+        let guard = s.mmap_read(&mut wait);
+        let table = s.tables.pte_table(va, &guard).unwrap();
+        let e = table.get((va / P % 512) as usize);
+        (e.present(), e.writable(), e.special())
+    };
+    // To read is content with the zero page, also for a pin; to write is not.
+    drop(get(&lab, s, va, 1, NONE).unwrap());
+    assert_eq!(entry(va), (true, false, true));
+    drop(pin::<Read>(&lab, s, va + P, 1, NONE).unwrap());
+    assert_eq!(entry(va + P), (true, false, true));
+    drop(pin::<Write>(&lab, s, va + P, 1, NONE).unwrap());
+    assert_eq!(entry(va + P), (true, true, false));
+    // Shared with a child: a reference leaves it shared, a pin to read has its own and lets nobody write yet.
+    lab.store(s, va + 2 * P, 5);
+    let child = lab.fork(s);
+    let held = get(&lab, s, va + 2 * P, 1, NONE).unwrap();
+    assert!(!lab.folio(held.pages()[0].pfn()).is_exclusive());
+    drop(held);
+    let pins = pin::<Read>(&lab, s, va + 2 * P, 1, NONE).unwrap();
+    assert!(lab.folio(pins.pages()[0].pfn()).is_exclusive());
+    assert!(!entry(va + 2 * P).1);
+    drop(pins);
+    // A forced write: its own page, and the program may not write it.
+    lab.protect(s, va + 3 * P, 1, R);
+    drop(pin::<Write>(&lab, s, va + 3 * P, 1, GupFlags::FORCE).unwrap());
+    assert_eq!(entry(va + 3 * P), (true, false, false));
+    lab.exit(child);
+    lab.done();
+}
+
+/// UNSH-4, PIN-13: a build with checks says of a pinned page that it became another's, too.
+#[cfg(debug_assertions)]
+#[test]
+fn unsh_4_a_pinned_page_that_is_shared_is_told() {
+    use mm::phys::flag::ANON_EXCLUSIVE;
+    let lab = Lab::new();
+    let s = lab.space();
+    let va = lab.map(s, 0, 1, R | W, ANON);
+    let pins = pin::<Write>(&lab, s, va, 1, NONE).unwrap();
+    let pfn = pins.pages()[0].pfn();
+    lab.folio(pfn).desc().clear(ANON_EXCLUSIVE);
+    drop(pins);
+    assert_eq!(lab.sim.warnings(), [Warning::PinnedShared(pfn)]);
+    lab.done();
+}
+
 /// LOCK-1: under a lock that is held for writing, and kept.
 #[test]
 fn lock_1_the_lock_is_kept() {
@@ -576,7 +652,29 @@ fn lock_1_the_lock_is_kept() {
     lab.done();
 }
 
-/// PFN-10, LOOP-3: what no descriptor stands behind can be made accessible and not be held, huge or not.
+/// WALK-2: an entry of the root that no machine would take for a table leads nowhere, by either walk.
+#[test]
+fn walk_2_a_root_entry_that_is_no_table_leads_nowhere() {
+    use mm::table::pte::bit;
+    use mm::table::{LeafBits, Pte, walk};
+    let lab = Lab::new();
+    let s = lab.space();
+    let bad = Pte::leaf(mm::Pfn(1 << 30), LeafBits::user(true, true, false)).with(bit::PS);
+    let far = lab.map(s, 1 << 27, 1, R | W, ANON);
+    let i = walk::index(far, walk::ROOT);
+    let root = || s.tables.huge_table_alloc(far, walk::ROOT, &lab::Sure).unwrap();
+    root().install(i, bad);
+    for flags in [GupFlags::NOFAULT, GupFlags::DUMP | GupFlags::FORCE] {
+        assert_eq!(get(&lab, s, far, 1, flags).err(), Some(Errno::EFAULT));
+    }
+    let wait = &mut lab.sim.can_wait();
+    let got = gup::get_user_pages_fast(s, wait, far, GupFlags::NOFAULT, slots(1));
+    assert_eq!(got.err(), Some(Errno::EFAULT));
+    root().take(i);
+    lab.done();
+}
+
+/// PFN-1, PFN-10, LOOP-2, LOOP-3: what no descriptor stands behind can be made accessible and not be held, huge or not.
 #[test]
 fn pfn_10_a_raw_huge_leaf_has_no_descriptor() {
     use mm::table::pte::bit;
@@ -729,7 +827,7 @@ fn walk_1_a_dump_finds_holes_and_makes_nothing() {
     lab.done();
 }
 
-/// PIN-18, BUG-38: the hook fails in the middle: every slot before it is right, the page keeps no pin.
+/// WALK-4, PIN-18, BUG-38: the hook fails in the middle: every slot before it is right, the page keeps no pin.
 #[test]
 fn pin_18_an_inaccessible_page_keeps_no_pin() {
     let lab = Lab::new();
@@ -760,7 +858,7 @@ fn pin_18_an_inaccessible_page_keeps_no_pin() {
     lab.done();
 }
 
-/// LT-3, LT-4, LT-10: a page that may have to move is not pinned for ever; one that is made for the pin need not.
+/// LT-3, LT-4, LT-5, LT-10: a page that may have to move is not pinned for ever; one that is made for the pin need not.
 #[test]
 fn lt_4_no_lasting_pin_on_movable_memory() {
     let lab = Lab::with(mm::sim::Config {

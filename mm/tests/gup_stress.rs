@@ -209,7 +209,7 @@ fn map(sim: Machine, space: &AddressSpace<Machine>, addr: u64, pages: u64) {
     ops::mmap(space, &mut sim.can_wait(), args).unwrap();
 }
 
-/// BUG-5, BUG-6, BUG-7, BUG-9, PIN-14, PIN-15, UNSH-3, LOOP-6.
+/// BUG-5, BUG-6, BUG-7, BUG-9, PIN-14, PIN-15, UNSH-3, LOOP-6, FAULT-15.
 #[test]
 fn pins_forks_and_unmaps_at_random() {
     lab::plant();

@@ -17,6 +17,8 @@ pub mod host;
 pub mod ktests;
 pub mod machines;
 pub mod runner;
+#[cfg(test)]
+mod spec;
 
 use std::path::PathBuf;
 

@@ -344,7 +344,7 @@ fn an_acknowledged_round_keeps_lockless_readers_out_of_freed_tables() {
     });
 }
 
-/// Two faults build the same table: one is hooked, the loser gives its own back; a third follows, locks
+/// WALK-3, HUGE-13: two faults build the same table: one is hooked, the loser gives its own back; a third follows, locks
 /// and looks again (table/lock.rs).
 #[test]
 fn one_table_of_two_is_hooked_and_the_lock_is_its_own() {

@@ -1268,6 +1268,7 @@ mod locked {
         w.finish();
     }
 
+    /// POP-6, LOOP-4, ADJ-2.
     #[test]
     fn pop_6_populate_says_why_it_stopped() {
         let w = World::new();

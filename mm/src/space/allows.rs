@@ -146,7 +146,7 @@ mod tests {
         assert!(asked > 300);
     }
 
-    /// VMA-3 to VMA-9, each by itself.
+    /// VMA-3 to VMA-9, VMA-15: each by itself.
     #[test]
     fn vma_15_each_test_refuses_alone() {
         use VmaFlags as V;

@@ -161,7 +161,7 @@ static int mem_fd(void) {
   return fd;
 }
 
-// --- BUG-1: Dirty COW --------------------------------------------------------------------------------
+// --- BUG-1 (VMA-5, FAULT-8): Dirty COW ---------------------------------------------------------------
 static void *poke(void *at) {
   int fd = mem_fd();
   CHECK(pwrite(fd, "evil", 5, (off_t)at) == 5);
@@ -185,7 +185,7 @@ static void bug_1(void) {
   CHECK(!strcmp(p, "evil"));
 }
 
-// --- BUG-4: a child's reference outlives its mapping ----------------------------------------------------
+// --- BUG-4 (UNSH-2): a child's reference outlives its mapping -------------------------------------------
 static char *page_4;
 static int pipe_4[2];
 static void child_4(struct child *c) {
@@ -208,7 +208,7 @@ static void bug_4(void) {
   reap(&c);
 }
 
-// --- BUG-5: pinned, forked, written: the device must stay with the parent --------------------------------
+// --- BUG-5 (ADJ-4, UNSH-3, PIN-15): pinned, forked, written: the device must stay with the parent --------
 static char *page_5;
 static void child_5(struct child *c) {
   child_waits(c);
@@ -229,7 +229,7 @@ static void bug_5(void) {
   }
 }
 
-// --- BUG-6: a pin for reading goes stale ------------------------------------------------------------------
+// --- BUG-6 (UNSH-1, UNSH-2, FAULT-9): a pin for reading goes stale ----------------------------------------
 static void stale(char *p, uint32_t how, char before) {
   pin(p, PG, how);
   CHECK(device_sees(PG) == before);
@@ -259,7 +259,7 @@ static void bug_6(void) {
   }
 }
 
-// --- BUG-7: fork against a fast pin -----------------------------------------------------------------------
+// --- BUG-7 (FAST-14, LOCK-11): fork against a fast pin ----------------------------------------------------
 static struct child forked_7;
 static void child_7(struct child *c) {
   child_waits(c);
@@ -302,7 +302,7 @@ static void bug_7(void) {
   unpin();
 }
 
-// --- BUG-9: a lockless walk in a table that is being freed ---------------------------------------------------
+// --- BUG-9 (FAST-2, FAST-13): a lockless walk in a table that is being freed ---------------------------------
 static void *walk_9(void *at) {
   walk(GUP_FAST, (uint64_t)at, PG, 0);
   return 0;
@@ -329,7 +329,7 @@ static void bug_9(void) {
   finish();
 }
 
-// --- BUG-14: FORCE on shared mappings ---------------------------------------------------------------------
+// --- BUG-14 (VMA-5): FORCE on shared mappings -------------------------------------------------------------
 static void bug_14(void) {
   int fd = file_of("good"), mem = mem_fd();
   char path[64];
@@ -346,7 +346,7 @@ static void bug_14(void) {
   }
 }
 
-// --- BUG-17: the fast path grants what the VMA denies --------------------------------------------------------
+// --- BUG-17 (FAST-6): the fast path grants what the VMA denies -----------------------------------------------
 static void bug_17(void) {
   char *p = anon(4 * PG);
   memset(p, 1, 4 * PG);
@@ -360,7 +360,7 @@ static void bug_17(void) {
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(walk(GUP_FAST, bad[i], PG, 0) == 0);
 }
 
-// --- BUG-18: a stack that grows under the read lock -----------------------------------------------------------
+// --- BUG-18 (VMA-1): a stack that grows under the read lock ---------------------------------------------------
 static char *under_18;
 static void *peek_18(void *unused) {
   char b[8];
@@ -386,7 +386,7 @@ static void bug_18(void) {
   CHECK(covered(under_18));
 }
 
-// --- BUG-19: over the guard gap ---------------------------------------------------------------------------------
+// --- BUG-19 (VMA-1): over the guard gap -------------------------------------------------------------------------
 static void bug_19(void) {
   probe_install();
   char *other = anon_at(BASE, PG, PROT_READ | PROT_WRITE), *stack = BASE + 200 * PG;
@@ -400,7 +400,7 @@ static void bug_19(void) {
   CHECK(!strcmp(probe(stack - PG, 'W'), "ok"));
 }
 
-// --- BUG-25: a forced write and the fault handler disagree for ever ----------------------------------------------
+// --- BUG-25 (SOFTD-1, WALK-6): a forced write and the fault handler disagree for ever ----------------------------
 static void bug_25(void) {
   char *p = anon(PG);
   p[0] = 'o';
@@ -416,7 +416,7 @@ static void bug_25(void) {
   CHECK(st == 0);
 }
 
-// --- BUG-26: secret memory by side doors ----------------------------------------------------------------------------
+// --- BUG-26 (VMA-11): secret memory by side doors -------------------------------------------------------------------
 static void bug_26(void) {
   int fd = syscall(SYS_memfd_secret, 0), mem = mem_fd(), pp[2];
   CHECK(fd >= 0 && !ftruncate(fd, PG) && !pipe(pp));
@@ -432,7 +432,7 @@ static void bug_26(void) {
   CHECK(p[0] == 's');
 }
 
-// --- BUG-29: a debugger bound by its own protection keys --------------------------------------------------------------
+// --- BUG-29 (VMA-10): a debugger bound by its own protection keys -----------------------------------------------------
 static void bug_29(void) {
   int pp[2], key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
   CHECK(key > 0 && !pipe(pp));
@@ -445,7 +445,7 @@ static void bug_29(void) {
   CHECK(pwrite(mem_fd(), "d", 1, (off_t)p) == 1);
 }
 
-// --- BUG-30: the gate page ------------------------------------------------------------------------------------------------
+// --- BUG-30 (GATE-1, GATE-2): the gate page -------------------------------------------------------------------------------
 static void bug_30(void) { // the kernel was started with vsyscall=emulate
   char *gate = (char *)0xffffffffff600000, b[3 * PG], seen = 0;
   struct iovec to = {b, PG}, from = {gate, PG};
@@ -473,7 +473,7 @@ static void bug_30(void) { // the kernel was started with vsyscall=emulate
   CHECK(waitpid(c, &st, 0) == c && *(gate + 0xfff) == (char)0xcc && !seen);
 }
 
-// --- BUG-31: pages got before the error are the caller's ---------------------------------------------------------
+// --- BUG-31 (LOOP-1, FAST-17): pages got before the error are the caller's ---------------------------------------
 static void bug_31(void) {
   char *p = anon(4 * PG), *b = malloc(4 * PG);
   memset(p, 1, 4 * PG);
