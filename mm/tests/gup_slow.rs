@@ -662,7 +662,11 @@ fn walk_2_a_root_entry_that_is_no_table_leads_nowhere() {
     let bad = Pte::leaf(mm::Pfn(1 << 30), LeafBits::user(true, true, false)).with(bit::PS);
     let far = lab.map(s, 1 << 27, 1, R | W, ANON);
     let i = walk::index(far, walk::ROOT);
-    let root = || s.tables.huge_table_alloc(far, walk::ROOT, &lab::Sure).unwrap();
+    let root = || {
+        s.tables
+            .huge_table_alloc(far, walk::ROOT, &lab::Sure)
+            .unwrap()
+    };
     root().install(i, bad);
     for flags in [GupFlags::NOFAULT, GupFlags::DUMP | GupFlags::FORCE] {
         assert_eq!(get(&lab, s, far, 1, flags).err(), Some(Errno::EFAULT));

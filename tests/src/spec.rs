@@ -70,7 +70,9 @@ fn ids(line: &str) -> Vec<(String, u32)> {
     let mut range = false;
     for word in line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-') {
         let id = word.split_once('-').and_then(|(family, n)| {
-            let good = family.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+            let good = family
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
             let good = good && family.starts_with(|c: char| c.is_ascii_uppercase());
             Some((family.to_string(), n.parse::<u32>().ok()?)).filter(|_| good)
         });
@@ -107,12 +109,18 @@ impl Found {
                 file: file.into(),
                 name: name.into(),
             };
-            self.names.entry(format!("{family}-{n}")).or_default().insert(test);
+            self.names
+                .entry(format!("{family}-{n}"))
+                .or_default()
+                .insert(test);
         }
     }
 
     fn rust(&mut self, file: &str, text: &str, any: bool) {
-        let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+        let stem = Path::new(file)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
         let (mut name, mut is_test, mut marked) = (stem.to_string(), true, false);
         let mut above = String::new();
         for line in text.lines() {
@@ -126,7 +134,9 @@ impl Found {
                 continue;
             }
             let test = word_after(code, "ktest!(");
-            let new = test.or_else(|| word_after(code, "fn ")).filter(|_| !code.starts_with("//"));
+            let new = test
+                .or_else(|| word_after(code, "fn "))
+                .filter(|_| !code.starts_with("//"));
             let module = word_after(code, "mod ").filter(|_| code.ends_with('{'));
             if let Some(new) = new.or(module) {
                 name = new.into();
@@ -146,7 +156,9 @@ impl Found {
                 self.add(file, &name, line);
             }
             // `(7, "the_test_that_sees_it"),`
-            if let Some((n, seen)) = code.strip_prefix('(').and_then(|rest| rest.split_once(", \""))
+            if let Some((n, seen)) = code
+                .strip_prefix('(')
+                .and_then(|rest| rest.split_once(", \""))
                 && let (Ok(n), Some((seen, _))) = (n.parse(), seen.split_once('"'))
             {
                 self.plants.entry(seen.into()).or_default().insert(n);
@@ -157,7 +169,10 @@ impl Found {
     fn scenarios(&mut self, file: &str, text: &str) {
         for block in text.split("\n\n") {
             let comment: String = block.lines().filter(|l| l.starts_with("//")).collect();
-            let Some((_, n)) = ids(&comment).into_iter().find(|(family, _)| family == "BUG") else {
+            let Some((_, n)) = ids(&comment)
+                .into_iter()
+                .find(|(family, _)| family == "BUG")
+            else {
                 continue;
             };
             let name = format!("bug::{n}");
@@ -190,7 +205,11 @@ fn found(root: &Path) -> Result<Found> {
         let mut all = Vec::new();
         files(&root.join(place), &mut all)?;
         for path in all {
-            let file = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+            let file = path
+                .strip_prefix(root)
+                .unwrap_or(&path)
+                .display()
+                .to_string();
             let text = fs::read_to_string(&path).map_err(|error| format!("{file}: {error}"))?;
             let tests = match text.find("#[cfg(test)]") {
                 _ if place != "mm/src" || file.ends_with("tests.rs") => &text[..],
@@ -216,10 +235,15 @@ fn page(root: &Path) -> Result<(String, Vec<String>)> {
     for (id, tests) in &found.names {
         let family = id.split('-').next().unwrap_or_default();
         let known = ELSEWHERE.contains(&family) || items.iter().any(|item| item.id == *id);
-        let ours = items.iter().any(|item| item.id.split('-').next() == Some(family));
+        let ours = items
+            .iter()
+            .any(|item| item.id.split('-').next() == Some(family));
         if !known && ours {
             let test = tests.first().map(|t| format!("{}: {}", t.file, t.name));
-            wrong.push(format!("{id} is no requirement: {}", test.unwrap_or_default()));
+            wrong.push(format!(
+                "{id} is no requirement: {}",
+                test.unwrap_or_default()
+            ));
         }
     }
     let mut page = String::from(HEAD);
@@ -232,7 +256,10 @@ fn page(root: &Path) -> Result<(String, Vec<String>)> {
         let mut plants: BTreeSet<u32> = BTreeSet::new();
         for test in tests.into_iter().flatten() {
             plants.extend(found.plants.get(&test.name).into_iter().flatten());
-            let file = test.file.strip_prefix("tests/guest/c/").unwrap_or(&test.file);
+            let file = test
+                .file
+                .strip_prefix("tests/guest/c/")
+                .unwrap_or(&test.file);
             cell.push(match test.name.contains("::") {
                 true => format!("`{}`", test.name),
                 false => format!("`{file}`: `{}`", test.name),
@@ -276,7 +303,10 @@ mod tests {
     fn ids_are_found_one_by_one_and_in_ranges() {
         let found = ids("/// FAST-3, `POP-1 to POP-3`, VMA-15's; x-86, UTF-8 and PIN-x");
         let shown: Vec<String> = found.iter().map(|(f, n)| format!("{f}-{n}")).collect();
-        assert_eq!(shown, ["FAST-3", "POP-1", "POP-2", "POP-3", "VMA-15", "UTF-8"]);
+        assert_eq!(
+            shown,
+            ["FAST-3", "POP-1", "POP-2", "POP-3", "VMA-15", "UTF-8"]
+        );
     }
 
     /// Each requirement in scope has a test, each ID in a test is one, and the book says which.
@@ -290,6 +320,9 @@ mod tests {
             fs::write(&path, &page).unwrap();
         }
         let there = fs::read_to_string(&path).unwrap_or_default();
-        assert!(there == page, "{PAGE} is old: BLESS=1 cargo test -p tests --lib spec");
+        assert!(
+            there == page,
+            "{PAGE} is old: BLESS=1 cargo test -p tests --lib spec"
+        );
     }
 }
