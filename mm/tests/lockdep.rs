@@ -263,3 +263,178 @@ fn an_allocation_keeps_the_order() {
     });
     assert_eq!(said, None);
 }
+
+/// The entries of `gup` against the lock table's last part (`docs/locks.md`): what each wants, and what the checker says
+/// where it does not get it.
+mod entries {
+    use super::*;
+    use mm::fault::fixup::fixup_user_fault;
+    use mm::gup::{self, GupFlags, PageSlot, PinnedPages, Read, Write};
+    use mm::ops;
+
+    type Space<'a> = &'a AddressSpace<Machine>;
+    /// Makes a call in a state that `enter` brings about, once it has what the entry wants from its caller.
+    type Call = fn(Machine, Space<'_>, u64, &dyn Fn());
+
+    const DOC: &str = include_str!("../docs/locks.md");
+    const NONE: GupFlags = GupFlags::empty();
+
+    fn slots() -> Vec<PageSlot> {
+        vec![PageSlot::EMPTY; 2]
+    }
+
+    fn held(space: Space<'_>) {
+        assert!(space.try_mmap_write().is_none(), "the lock is still held");
+    }
+    fn free(space: Space<'_>) {
+        assert!(space.try_mmap_write().is_some(), "nobody holds the lock");
+    }
+
+    const CALLS: [(&str, Call); 12] = [
+        ("get_user_pages", |sim, s, va, enter| {
+            let guard = s.mmap_read(&mut wait(sim));
+            enter();
+            drop(gup::get_user_pages(&guard, s, &wait(sim), va, NONE, slots()).unwrap());
+            held(s);
+            drop(guard);
+            let guard = s.mmap_write(&mut wait(sim));
+            drop(gup::get_user_pages(&guard, s, &wait(sim), va, NONE, slots()).unwrap());
+            held(s);
+        }),
+        ("pin_user_pages", |sim, s, va, enter| {
+            let guard = s.mmap_write(&mut wait(sim));
+            enter();
+            let pins: PinnedPages<_, Write, _> =
+                gup::pin_user_pages(&guard, s, &wait(sim), va, NONE, slots()).unwrap();
+            held(s);
+            drop(pins);
+        }),
+        ("get_user_pages_locked", |sim, s, va, enter| {
+            let guard = s.mmap_read(&mut wait(sim));
+            enter();
+            let (got, back) = gup::get_user_pages_locked(guard, &mut wait(sim), va, NONE, slots());
+            assert_eq!(got.unwrap().len(), 2);
+            assert!(back.is_some());
+            held(s);
+        }),
+        ("get_user_pages_remote", |sim, s, va, enter| {
+            enter();
+            drop(gup::get_user_pages_remote(s, &mut wait(sim), va, NONE, slots()).unwrap());
+            free(s);
+        }),
+        ("pin_user_pages_remote", |sim, s, va, enter| {
+            enter();
+            drop(
+                gup::pin_user_pages_remote::<Read, _, _>(s, &mut wait(sim), va, NONE, slots())
+                    .unwrap(),
+            );
+            free(s);
+        }),
+        ("pin_longterm", |sim, s, va, enter| {
+            enter();
+            drop(gup::pin_longterm::<Write, _, _>(s, &mut wait(sim), va, NONE, slots()).unwrap());
+            free(s);
+        }),
+        ("fault_in_pages", |sim, s, va, enter| {
+            enter();
+            assert_eq!(gup::fault_in_pages(s, &mut wait(sim), va, 2, NONE), Ok(2));
+            free(s);
+        }),
+        ("get_user_pages_fast", |sim, s, va, enter| {
+            enter();
+            drop(gup::get_user_pages_fast(s, &mut wait(sim), va, NONE, slots()).unwrap());
+            free(s);
+        }),
+        ("pin_user_pages_fast", |sim, s, va, enter| {
+            enter();
+            drop(
+                gup::pin_user_pages_fast::<Write, _, _>(s, &mut wait(sim), va, NONE, slots())
+                    .unwrap(),
+            );
+            free(s);
+        }),
+        ("get_user_pages_fast_only", |sim, s, va, enter| {
+            let guard = s.mmap_write(&mut wait(sim));
+            let mut wait = wait(sim);
+            let irq = wait.irq_off();
+            enter();
+            drop(gup::get_user_pages_fast_only(&irq, s, va, NONE, slots()).unwrap());
+            drop(irq);
+            held(s);
+            drop(guard);
+        }),
+        ("fixup_user_fault", |sim, s, va, enter| {
+            let guard = s.mmap_read(&mut wait(sim));
+            enter();
+            let (done, went, guard) = fixup_user_fault(guard, &mut wait(sim), va, true, false);
+            assert_eq!((done, went), (Ok(()), false));
+            held(s);
+            drop(guard);
+        }),
+        ("unpin_user_pages", |sim, s, va, enter| {
+            let pins =
+                gup::pin_user_pages_fast::<Write, _, _>(s, &mut wait(sim), va, NONE, slots())
+                    .unwrap();
+            let pages = pins.pages().to_vec();
+            std::mem::forget(pins);
+            let guard = s.mmap_write(&mut wait(sim));
+            enter();
+            gup::unpin_user_pages(sim, &pages, 2);
+            held(s);
+            drop(guard);
+        }),
+    ];
+
+    fn call(call: Call, enter: impl Fn(Machine) + Send + Sync) -> Option<String> {
+        complaint(move |sim| {
+            let space = AddressSpace::new(sim).unwrap();
+            let args = ops::MmapArgs {
+                addr: 0,
+                len: 2 << 12,
+                prot: linux_raw_sys::general::PROT_READ | linux_raw_sys::general::PROT_WRITE,
+                flags: linux_raw_sys::general::MAP_PRIVATE | linux_raw_sys::general::MAP_ANONYMOUS,
+                file: None,
+            };
+            let va = ops::mmap(&space, &mut wait(sim), args).unwrap();
+            call(sim, &space, va, &|| enter(sim));
+            // Whatever `enter` left behind is no state to clean up in.
+            std::mem::forget(space);
+        })
+    }
+
+    #[test]
+    fn each_wants_what_the_table_says() {
+        let rows: Vec<Vec<&str>> = DOC
+            .lines()
+            .skip_while(|line| !line.starts_with("| entry |"))
+            .skip(2)
+            .map(|line| line.split('|').map(str::trim).collect())
+            .collect();
+        assert_eq!(rows.len(), CALLS.len());
+        for (row, (name, f)) in rows.iter().zip(CALLS) {
+            assert_eq!(row[1], format!("`{name}`"));
+            assert_eq!(call(f, |_| {}), None, "{name} as it wants to be called");
+            let sleeps = row[4] == "✓";
+            let off = call(f, |sim| {
+                sim.irq_save();
+            });
+            assert_eq!(off.is_some(), sleeps, "{name} with interrupts off: {off:?}");
+            let spin = call(f, |sim| {
+                let lock = Box::leak(Box::new(SpinLock::new(Class::Wait, ())));
+                std::mem::forget(lock.lock(sim));
+            });
+            assert_eq!(spin.is_some(), sleeps, "{name} under a spin lock: {spin:?}");
+            if row[2] == "free" {
+                let said = call(f, |sim| {
+                    let lock = Box::leak(Box::new(RwSem::new(Class::Folio)));
+                    let _ = lock.write(&mut wait(sim), Park::Uninterruptible);
+                });
+                let said = said.unwrap_or_default();
+                assert!(
+                    said.contains("Mmap is taken while Folio is held"),
+                    "{name}: {said}"
+                );
+            }
+        }
+    }
+}
