@@ -144,6 +144,7 @@ pub const ALONE: &[Program] = &[
     c("rsp"),
     c("crash"),
     c("bugs"),
+    c("pinners"),
 ];
 
 impl Program {

@@ -1,8 +1,12 @@
 //! Counts guest instructions per kernel function, exactly.
 //!
 //! ```text
-//! profile [--kernel ELF] [--least N] ROW COUNT       a row of tests/bench/rows.c, instructions per operation
-//! profile [--kernel ELF] [--least N] PROGRAM [ARGS]  a whole run, from the kernel's first instruction
+//! profile [OPTIONS] ROW COUNT       a row of tests/bench/rows.c, instructions per operation
+//! profile [OPTIONS] PROGRAM [ARGS]  a whole run, from the kernel's first instruction
+//!
+//!   --kernel ELF   not the release build        --smp N       CPUs, which take turns
+//!   --least N      the least that is shown      --atomics 1   atomic read-modify-writes alone
+//!   --per N        divides a whole run's counts
 //! ```
 //!
 //! The machine runs with counted instructions, and QEMU writes down each translation block of the kernel's text that it
@@ -37,8 +41,9 @@ struct Log {
     blocks: Vec<Block>,
     /// The block that lies at a place of QEMU's code buffer.
     at: HashMap<u64, usize>,
-    /// The block being listed.
-    listed: Vec<u64>,
+    /// The block being listed, and whether only its atomic instructions are wanted.
+    listed: Option<Vec<u64>>,
+    atomics: bool,
     /// Where counting starts, then stops; without it, everything counts.
     mark: Option<u64>,
     off: bool,
@@ -55,10 +60,10 @@ impl Log {
             else {
                 return;
             };
-            if !self.listed.is_empty() {
+            if let Some(instructions) = self.listed.take() {
                 self.at.insert(host, self.blocks.len());
                 self.blocks.push(Block {
-                    instructions: std::mem::take(&mut self.listed),
+                    instructions,
                     executed: 0,
                 });
             }
@@ -73,17 +78,25 @@ impl Log {
                 self.blocks[block].executed -= 1;
             }
         } else if line.starts_with(b"IN:") {
-            self.listed.clear();
+            self.listed = Some(Vec::new());
         } else if let Some(rest) = line.strip_prefix(b"0x") {
             // A long instruction goes on in a second line, without a mnemonic.
             let words = line
                 .split(|b| b.is_ascii_whitespace())
                 .filter(|word| !word.is_empty());
-            if words
+            let text: Vec<&[u8]> = words
                 .skip(1)
-                .any(|word| word.len() != 2 || !word.iter().all(u8::is_ascii_hexdigit))
-            {
-                self.listed.push(hex(rest));
+                .skip_while(|word| word.len() == 2 && word.iter().all(u8::is_ascii_hexdigit))
+                .collect();
+            let wanted = match text.first() {
+                Some(first) if self.atomics => {
+                    let memory = || text.iter().any(|word| word.contains(&b'('));
+                    *first == b"lock" || first.starts_with(b"xchg") && memory()
+                }
+                first => first.is_some(),
+            };
+            if let Some(listed) = self.listed.as_mut().filter(|_| wanted) {
+                listed.push(hex(rest));
             }
         }
     }
@@ -157,13 +170,23 @@ fn short(name: &str) -> String {
     name.replace("kernel::arch::hw::X86", "X86")
 }
 
+struct Options {
+    kernel: PathBuf,
+    least: f64,
+    smp: u32,
+    atomics: bool,
+    per: i64,
+}
+
 /// Runs the machine; what it executed between two visits of `mark`, and what the program printed.
 fn run(
-    kernel: &Path,
+    options: &Options,
     program: &Path,
     arguments: &[String],
     mark: Option<u64>,
 ) -> Result<(Counts, String)> {
+    let kernel = &*options.kernel;
+    let atomics = options.atomics;
     let fifo = std::env::temp_dir().join(format!("pinfold-profile-{}", std::process::id()));
     let _ = std::fs::remove_file(&fifo);
     output(Command::new("mkfifo").arg(&fifo))?;
@@ -178,6 +201,7 @@ fn run(
         let mut log = Log {
             mark,
             off: mark.is_some(),
+            atomics,
             ..Log::default()
         };
         let mut reader = BufReader::with_capacity(1 << 20, pipe);
@@ -218,6 +242,9 @@ fn run(
     let words = ["-d", "exec,nochain,in_asm", "-dfilter", &filter, "-D"];
     config.qemu_args = words.iter().map(|word| word.to_string()).collect();
     config.qemu_args.push(fifo.display().to_string());
+    config
+        .qemu_args
+        .extend(["-smp".into(), options.smp.to_string()]);
     let outcome = launcher::run(&config).map_err(|error| error.0);
     drop(keep);
     let _ = std::fs::remove_file(&fifo);
@@ -273,13 +300,8 @@ fn inlined(kernel: &Path, addresses: &[u64]) -> Result<HashMap<u64, Vec<String>>
     Ok(chains)
 }
 
-fn table(
-    kernel: &Path,
-    counts: &Counts,
-    operations: i64,
-    ticks: Option<i64>,
-    least: f64,
-) -> Result<()> {
+fn table(options: &Options, counts: &Counts, operations: i64, ticks: Option<i64>) -> Result<()> {
+    let (kernel, least) = (&*options.kernel, options.least);
     let symbols = symbols(kernel)?;
     let mut addresses: Vec<u64> = counts
         .iter()
@@ -310,7 +332,7 @@ fn table(
     let per = |count: i64| count as f64 / operations as f64;
     let show = |count: i64, indent: &str, name: &str| {
         println!(
-            "{:>12.1} {:>6.2}%  {indent}{name}",
+            "{:>12.3} {:>6.2}%  {indent}{name}",
             per(count),
             100.0 * count as f64 / total as f64
         );
@@ -357,29 +379,36 @@ fn ticks(printed: &str) -> Option<i64> {
 
 fn work() -> Result<()> {
     let mut words = std::env::args().skip(1).peekable();
-    let mut kernel_path = None;
-    let mut least = 1.0;
+    let mut options = Options {
+        kernel: PathBuf::new(),
+        least: 1.0,
+        smp: 1,
+        atomics: false,
+        per: 1,
+    };
     while let Some(option) = words.next_if(|word| word.starts_with("--")) {
         let value = words.next().ok_or(format!("{option} needs a value"))?;
+        let wrong = |_| format!("{value} is not a number");
         match option.as_str() {
-            "--kernel" => kernel_path = Some(PathBuf::from(value)),
-            "--least" => {
-                least = value
-                    .parse()
-                    .map_err(|_| format!("{value} is not a number"))?
-            }
+            "--kernel" => options.kernel = value.into(),
+            "--least" => options.least = value.parse().map_err(|_| wrong(()))?,
+            "--smp" => options.smp = value.parse().map_err(|_| wrong(()))?,
+            "--atomics" => options.atomics = value.parse::<u8>().map_err(|_| wrong(()))? != 0,
+            "--per" => options.per = value.parse().map_err(|_| wrong(()))?,
             _ => return Err(format!("unknown option {option}")),
         }
     }
     let program = words
         .next()
-        .ok_or("usage: profile [--kernel ELF] [--least N] ROW COUNT | PROGRAM [ARGUMENTS]")?;
+        .ok_or("usage: profile [OPTIONS] ROW COUNT | PROGRAM [ARGUMENTS]")?;
     let arguments: Vec<String> = words.collect();
-    let kernel = kernel_path.map_or_else(kernel, Ok)?;
+    if options.kernel.as_os_str().is_empty() {
+        options.kernel = kernel()?;
+    }
     if Path::new(&program).is_file() {
-        let (counts, printed) = run(&kernel, Path::new(&program), &arguments, None)?;
+        let (counts, printed) = run(&options, Path::new(&program), &arguments, None)?;
         print!("{printed}");
-        return table(&kernel, &counts, 1, None, least);
+        return table(&options, &counts, options.per, None);
     }
     let count: i64 = arguments
         .first()
@@ -400,13 +429,13 @@ fn work() -> Result<()> {
         .find(|(_, name)| name == "ticks")
         .ok_or("rows has no clock")?;
     let (counts, printed) = run(
-        &kernel,
+        &options,
         &rows,
         &[program.clone(), count.to_string()],
         Some(mark),
     )?;
     println!("{program}: instructions per operation, the mean of {count}");
-    table(&kernel, &counts, count, ticks(&printed), least)
+    table(&options, &counts, count, ticks(&printed))
 }
 
 fn main() -> ExitCode {
