@@ -21,6 +21,8 @@ pub struct Fared {
     pub time: (u64, u64),
     /// What the kernel logged meanwhile.
     pub log: String,
+    /// Pins that it left behind, and frames that it took and did not give back.
+    pub left: (i64, i64),
     /// How the machine ended, when it ended badly.
     pub machine: Option<String>,
 }
@@ -170,6 +172,7 @@ fn frames(console: &[u8]) -> Vec<(String, Fared)> {
                     status: None,
                     time: (number(words.next()).unwrap_or(0), u64::MAX),
                     log: String::new(),
+                    left: (0, 0),
                     machine: None,
                 },
             )),
@@ -177,6 +180,8 @@ fn frames(console: &[u8]) -> Vec<(String, Fared)> {
                 if let Some((_, result)) = fared.iter_mut().find(|(known, _)| known == name) {
                     result.status = words.next().and_then(|word| word.parse().ok());
                     result.time.1 = number(words.next()).unwrap_or(u64::MAX);
+                    let mut count = || words.next().and_then(|word| word.parse().ok());
+                    result.left = (count().unwrap_or(0), count().unwrap_or(0));
                 }
             }
             _ => {}
@@ -212,8 +217,9 @@ mod tests {
 
     #[test]
     fn frames_are_taken_apart() {
-        let fared =
-            frames(b"noise\x1ebegin a 5\nhello\nno newline\x1eend a 3 12\n\x1ebegin b 13\nhalf");
+        let fared = frames(
+            b"noise\x1ebegin a 5\nhello\nno newline\x1eend a 3 12 1 -2\n\x1ebegin b 13\nhalf",
+        );
         assert_eq!(fared.len(), 2);
         assert_eq!(
             (&fared[0].1.output[..], fared[0].1.status),
@@ -227,6 +233,7 @@ mod tests {
             (fared[0].1.time, fared[1].1.time),
             ((5, 12), (13, u64::MAX))
         );
+        assert_eq!((fared[0].1.left, fared[1].1.left), ((1, -2), (0, 0)));
     }
 
     #[test]

@@ -25,6 +25,10 @@ const AT_ONCE: usize = 2;
 /// Counts the machines that run.
 pub struct Room(Mutex<usize>, Condvar);
 
+/// Frames that the kernel may keep after a program: its heap grows and is seldom empty, and where pages have left the
+/// direct map, that stays split.
+const KEPT: i64 = 24;
+
 /// A machine's place; dropping it gives it to the next.
 pub struct Place(&'static Room);
 
@@ -316,6 +320,10 @@ fn in_the_guest(
             "it said:\n{}\n",
             diff::tail(&String::from_utf8_lossy(&fared.output), 20)
         ));
+    }
+    let (pins, frames) = fared.left;
+    if pins != 0 || frames > KEPT {
+        why.push_str(&format!("it left {pins} pins and {frames} frames behind\n"));
     }
     if why.is_empty() {
         return Ok(());

@@ -84,8 +84,14 @@ pub fn finish(code: u32) -> ! {
     arch::power_off(EXIT_CLEAN)
 }
 
-/// Free frames once all that has ended is gone and every cache is given back, on every CPU.
+/// Free frames once all that has ended is gone and every cache is given back.
 fn settle() -> u64 {
+    drop_caches();
+    memory::totals().1
+}
+
+/// Gives back what is kept for speed, on every CPU: stacks, small objects, frames. May sleep.
+pub fn drop_caches() {
     let me = current();
     let all = me.affinity.load(Ordering::Relaxed);
     for cpu in 0..arch::ncpus() {
@@ -96,7 +102,6 @@ fn settle() -> u64 {
     }
     me.affinity.store(all, Ordering::SeqCst);
     mm::phys::slab::shrink(arch::X86);
-    memory::totals().1
 }
 
 /// Starts the first program and waits for it; its wait status.

@@ -34,6 +34,7 @@ pub mod time;
 pub mod timer;
 pub mod wait;
 
+pub use init::drop_caches;
 pub use process::{Creds, Process};
 pub use sched::{cond_resched, on_timer, start_scheduler, yield_now};
 pub use space::Space;

@@ -1,11 +1,37 @@
 // The first program of a batch: runs the programs that /tests/list names, one after another, each with a time
-// limit, and frames what each says:  RS begin NAME TIME | output | RS end NAME STATUS TIME
-// A line of the list: NAME SECONDS PROGRAM ARGUMENTS... STATUS is the shell's, TIME the kernel log's, in microseconds.
+// limit, and frames what each says:  RS begin NAME TIME | output | RS end NAME STATUS TIME PINS FRAMES
+// A line of the list: NAME SECONDS PROGRAM ARGUMENTS... STATUS is the shell's, TIME the kernel log's, in microseconds;
+// PINS and FRAMES are what it took and did not give back, files aside.
 #include "t.h"
+#include <ftw.h>
 static volatile int late;
 static void on_alarm(int s) { (void)s; late = 1; }
 // Microseconds since boot, as the kernel log has them.
 static unsigned long now(void) { return mono_ns() / 1000; }
+// The last number of the line of a file in /proc that begins with NAME.
+static long figure(const char *file, const char *name) {
+  FILE *f = fopen(file, "r");
+  char line[256], *end;
+  long n = -1;
+  while (f && fgets(line, sizeof line, f))
+    if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ' ') n = atol(line + strlen(name));
+  if (f) fclose(f);
+  return n;
+}
+static long pins(void) { return figure("/proc/vmstat", "nr_foll_pin_acquired") - figure("/proc/vmstat", "nr_foll_pin_released"); }
+static int gone(const char *path, const struct stat *st, int what, struct FTW *at) {
+  (void)st; (void)what;
+  if (at->level) remove(path);
+  return 0;
+}
+static long frames(void) {
+  nftw("/tmp", gone, 16, FTW_DEPTH | FTW_PHYS);
+  nftw("/dev/shm", gone, 16, FTW_DEPTH | FTW_PHYS);
+  int f = open("/proc/sys/vm/drop_caches", O_WRONLY);
+  CHECK(f >= 0 && write(f, "3", 1) == 1);
+  close(f);
+  return figure("/proc/vmstat", "nr_free_pages");
+}
 static void run(char *line) {
   char *w[32];
   int n = 0;
@@ -13,6 +39,7 @@ static void run(char *line) {
   w[n] = 0;
   if (n < 3) return;
   say("\x1e" "begin %s %lu\n", w[0], now());
+  long held = pins(), unused = frames();
   late = 0;
   pid_t c = fork();
   if (c < 0) { say("init: fork: %s\n\x1e" "end %s 125 %lu\n", ename(errno), w[0], now()); return; }
@@ -33,7 +60,9 @@ static void run(char *line) {
   // Whoever is left over goes too: each program starts alone.
   kill(-1, SIGKILL);
   while (waitpid(-1, 0, __WALL) > 0) {}
-  say("\x1e" "end %s %d %lu\n", w[0], code, now());
+  unused -= frames();
+  held -= pins();
+  say("\x1e" "end %s %d %lu %ld %ld\n", w[0], code, now(), -held, unused);
 }
 int main(void) {
   struct sigaction sa = {.sa_handler = on_alarm};

@@ -228,9 +228,9 @@ int main(void) {
   memset(into, 1, sizeof into);
   struct iovec to = {into, sizeof into}, from = {ahead, sizeof into};
   CHECK(!getrusage(RUSAGE_SELF, &a) && process_vm_readv(other, &to, 1, &from, 1, 0) == sizeof into && !getrusage(RUSAGE_SELF, &b));
-  // One more where the reader's own stack was still shared.
+  // More where pages of the reader's own were still shared with the child.
   long taken = b.ru_minflt - a.ru_minflt;
-  say("20 pages of another's read: 20 %d\n", taken == 20 || taken == 21);
+  say("20 pages of another's read: at least 20 %d\n", taken >= 20);
   kill(other, SIGKILL);
   CHECK(waitpid(other, 0, 0) == other);
   pid_t d = fork();

@@ -69,6 +69,7 @@ fn sysctls(sys: u64) -> Entries {
             dir(
                 vm,
                 Vec::from([
+                    ("drop_caches", settable(DropCaches)),
                     ("overcommit_memory", number(0)),
                     ("max_map_count", number(65530)),
                     ("mmap_min_addr", number(65536)),
@@ -119,6 +120,24 @@ impl Source for CoreUsesPid {
         let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
         let v: i32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
         coredump::USES_PID.store(v != 0, Relaxed);
+        Ok(())
+    }
+}
+
+/// Files have no copy on disk, so whatever number is written, what goes is what the kernel keeps for itself.
+struct DropCaches;
+
+impl Source for DropCaches {
+    fn make(&self, out: &mut Text) -> fmt::Result {
+        writeln!(out, "0")
+    }
+
+    fn write(&self, text: &[u8]) -> Result<(), Errno> {
+        let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+        if !matches!(text.trim().parse(), Ok(1..=4)) {
+            return Err(Errno::EINVAL);
+        }
+        crate::task::drop_caches();
         Ok(())
     }
 }
