@@ -702,11 +702,19 @@ fn pfn_10_a_raw_huge_leaf_has_no_descriptor() {
         .huge_table_alloc(va, 2, &lab::Sure)
         .unwrap()
         .install(i, leaf);
-    for flags in [NONE, GupFlags::WRITE] {
+    let entry = || {
+        let mut table = s.tables.huge_table_alloc(va, 2, &lab::Sure).unwrap();
+        let e = table.get(i);
+        table.clear_bits(i, bit::A | bit::D);
+        e.0 & (bit::A | bit::D)
+    };
+    entry();
+    for (flags, marks) in [(NONE, bit::A), (GupFlags::WRITE, bit::A | bit::D)] {
         assert_eq!(
             gup::fault_in_pages(s, wait, va + 5 * P, 500, flags),
             Ok(500)
         );
+        assert_eq!(entry(), marks, "as the MMU would say");
         assert_eq!(get(&lab, s, va, 3, flags).err(), Some(Errno::EEXIST));
     }
     s.tables

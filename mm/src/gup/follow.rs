@@ -14,6 +14,7 @@ use crate::fault::Need;
 use crate::phys::{Folio, Hw, Zone, flag};
 use crate::race::planted;
 use crate::space::{AddressSpace, Vma, VmaFlags};
+use crate::table::pte::bit;
 use crate::table::{Leaves, MayInstall, PtGuard, Pte, walk};
 
 /// What to do about one entry.
@@ -144,12 +145,10 @@ pub(super) fn follow<H: Hw, G: MayInstall<H>>(
             None => None,
         };
         let (n, why) = match space.tables.leaves(at, permit) {
-            Leaves::Small(pt) => small(hw, &pt, vma, want, (at, end), slots, &mut counted),
-            Leaves::Huge(pt, level, e) => {
+            Leaves::Small(mut pt) => small(hw, &mut pt, vma, want, (at, end), slots, &mut counted),
+            Leaves::Huge(mut pt, level, e) => {
                 let span = (at, walk::next(at, level).min(end));
-                let r = huge(hw, e, level, vma, want, span, slots, &mut counted);
-                drop(pt);
-                r
+                huge(hw, &mut pt, e, level, vma, want, span, slots, &mut counted)
             }
             // A hole that would read as zeroes is not filled for a dump (WALK-1).
             Leaves::None if want.has(GupFlags::DUMP) && vma.is_anon() => {
@@ -183,7 +182,7 @@ fn look<H: Hw>(hw: H, pfn: Pfn) -> Page {
 /// One level-1 table, from `at` to its end or `end`. `counted`: pins that were counted.
 fn small<H: Hw>(
     hw: H,
-    pt: &PtGuard<H>,
+    pt: &mut PtGuard<H>,
     vma: &Vma<H>,
     want: Want,
     (at, end): (u64, u64),
@@ -198,7 +197,7 @@ fn small<H: Hw>(
         match judge(e, want, flags, zero, || look(hw, e.pfn())) {
             Verdict::Take => {}
             Verdict::Raw if slots.is_none() => {
-                // Only made accessible, in one step with what the MMU may be doing (PFN-10).
+                touch_raw(pt, first + n, e, want);
                 continue;
             }
             Verdict::Raw => return (n, End::Refused(Errno::EEXIST)),
@@ -225,6 +224,7 @@ fn small<H: Hw>(
 #[allow(clippy::too_many_arguments, reason = "the walk's state, spelled out")]
 fn huge<H: Hw>(
     hw: H,
+    pt: &mut PtGuard<H>,
     e: Pte,
     level: walk::Level,
     vma: &Vma<H>,
@@ -238,6 +238,7 @@ fn huge<H: Hw>(
         Verdict::Take => {}
         // As in `small`; there need not be a descriptor.
         Verdict::Raw if slots.is_none() => {
+            touch_raw(pt, walk::index(at, level), e, want);
             return (((end - at) >> PAGE_SHIFT) as usize, End::Reached);
         }
         Verdict::Raw => return (0, End::Refused(Errno::EEXIST)),
@@ -260,6 +261,19 @@ fn huge<H: Hw>(
         }
     }
     (pages, End::Reached)
+}
+
+/// Nothing counts what is behind the entry, so the entry itself says that it was used; in one step, for the MMU may be
+/// saying so too (PFN-10).
+fn touch_raw<H: Hw>(pt: &mut PtGuard<H>, i: usize, e: Pte, want: Want) {
+    let marks = if want.write() {
+        bit::A | bit::D | bit::SOFT_DIRTY
+    } else {
+        bit::A
+    };
+    if want.touch && e.0 & marks != marks {
+        pt.set_bits(i, marks);
+    }
 }
 
 /// Takes hold of `n` pages of the folio that `page` belongs to (PIN-5); the table's lock keeps it.
@@ -343,7 +357,6 @@ fn touch<H: Hw>(hw: H, e: Pte, want: Want) {
 mod tests {
     use super::*;
     use crate::table::LeafBits;
-    use crate::table::pte::bit;
 
     const ZERO: Pfn = Pfn(9);
     const RW: VmaFlags = VmaFlags::READ
