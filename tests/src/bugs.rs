@@ -95,4 +95,26 @@ mod tests {
             assert!(here || elsewhere, "{row}");
         }
     }
+
+    /// Each has its story there, and what the stories quote is what the scenario claims, at that line.
+    #[test]
+    fn the_book_tells_every_story() {
+        let page = fs::read_to_string(crate::root().join("docs/src/bugs.md")).unwrap();
+        for n in NUMBERS {
+            assert!(
+                page.contains(&format!("\n### BUG-{n}: ")),
+                "BUG-{n} has no story"
+            );
+        }
+        let source = fs::read_to_string(crate::root().join("tests/guest/c/bugs.c")).unwrap();
+        let mut quotes = 0;
+        for quote in page.split("FAILED tests/guest/c/bugs.c:").skip(1) {
+            let (n, rest) = quote.split_once(": ").unwrap();
+            let claim = rest.split(" (errno").next().unwrap();
+            let line = source.lines().nth(n.parse::<usize>().unwrap() - 1).unwrap();
+            assert!(line.contains(claim), "bugs.c:{n} is {line}");
+            quotes += 1;
+        }
+        assert!(quotes >= NUMBERS.len(), "{quotes} quotes");
+    }
 }

@@ -128,6 +128,8 @@ fn c_program(program: &Program) -> Result<()> {
     let unfinished = target.with_extension("unfinished");
     run(Command::new(compiler)
         .args(["-O2", "-w", "-pthread", "-std=gnu17"])
+        // A failing CHECK names its file as the repository does.
+        .arg(format!("-ffile-prefix-map={}/=", crate::root().display()))
         .args(flags)
         .arg("-o")
         .arg(&unfinished)

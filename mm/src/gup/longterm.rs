@@ -48,6 +48,9 @@ impl<H: Hw, A: Access, S: Slots> Deref for LongtermPin<H, A, S> {
 }
 
 /// Pins of pages of the running process that may last. A short count is no error, as with any pin.
+///
+/// No lock held, interrupts on; may sleep. `ENOMEM` also where a page must be able to move: then none is pinned (LT-3).
+/// Else as [`super::pin_user_pages_fast`].
 pub fn pin_longterm<A, H, S>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,

@@ -132,6 +132,9 @@ fn fast_rest<H: Hw>(
 }
 
 /// References to pages of the running process (FAST-17): without a lock where possible.
+///
+/// No lock held, interrupts on; may sleep. `EINVAL` for flags but `WRITE`, `FORCE`, `NOFAULT`; `EFAULT`, also for a range
+/// that reaches into the kernel's half; `EOVERFLOW` for one that wraps; `ENOMEM`; `EINTR` a dying thread.
 #[inline(always)]
 pub fn get_user_pages_fast<H, S>(
     space: &AddressSpace<H>,
@@ -173,6 +176,8 @@ where
 }
 
 /// Pins of pages of the running process (FAST-18).
+///
+/// No lock held, interrupts on; may sleep. Errors as [`get_user_pages_fast`]; `LONGTERM` is taken as well.
 #[inline(always)]
 pub fn pin_user_pages_fast<A, H, S>(
     space: &AddressSpace<H>,
@@ -192,6 +197,8 @@ where
 }
 
 /// References to pages of a space whose mmap lock the caller holds, in either mode, and keeps (LOCK-1).
+///
+/// Interrupts on. `EFAULT`, `EEXIST` a raw frame, `ENOMEM` at once, for under this lock nobody makes room; `EINTR`.
 pub fn get_user_pages<H, G, S>(
     guard: &G,
     space: &AddressSpace<H>,
@@ -210,7 +217,7 @@ where
     Ok(HeldPages::adopt(space.hw(), slots, n))
 }
 
-/// Pins, likewise.
+/// Pins, likewise: same lock, same errors.
 pub fn pin_user_pages<H, G, A, S>(
     guard: &G,
     space: &AddressSpace<H>,
@@ -232,6 +239,9 @@ where
 
 /// References to pages of any space, whose mmap lock the caller lends (LOCK-2): it comes back if it was never
 /// given up meanwhile.
+///
+/// Interrupts on; may sleep. `EFAULT`, `EEXIST` a raw frame, `ENOMEM`, `EINTR`, `EINVAL` the flags. With `NOWAIT` the lock
+/// always comes back, and no page at all is no error.
 #[allow(clippy::type_complexity, reason = "a result and a lock")]
 pub fn get_user_pages_locked<'a, H, S>(
     guard: MmapReadGuard<'a, H>,
@@ -254,6 +264,9 @@ where
 }
 
 /// References to pages of any space; the lock is taken and given back here (LOCK-4).
+///
+/// No lock held, interrupts on; may sleep. `EFAULT`, `EEXIST` a raw frame, `ENOMEM`, `EINTR` (any signal with
+/// `INTERRUPTIBLE`, else a fatal one), `EINVAL` the flags.
 pub fn get_user_pages_remote<H, S>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,
@@ -270,7 +283,7 @@ where
     Ok(HeldPages::adopt(space.hw(), slots, n))
 }
 
-/// Pins of pages of any space (LOCK-10), likewise.
+/// Pins of pages of any space (LOCK-10), likewise: no lock held, the same errors.
 pub fn pin_user_pages_remote<A, H, S>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,
@@ -289,6 +302,9 @@ where
 }
 
 /// Makes `nr` pages present (and writable with `WRITE`) without holding them (LOOP-3); returns how many are.
+///
+/// No lock held, interrupts on; may sleep. `EOVERFLOW` for more pages than an address can count, else as
+/// [`get_user_pages_remote`] but that a raw frame will do.
 pub fn fault_in_pages<H: Hw>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,

@@ -301,13 +301,13 @@ fn is_errno(count: u64) -> bool {
     count > u64::MAX - 4095
 }
 
-/// Ends one pin for each of the first `count` pages. What a failed pin returned is no count: nothing
+/// Ends one pin for each of the first `count` pages. Any lock may be held, interrupts may be off. What a failed pin returned is no count: nothing
 /// happens then (PIN-9).
 pub fn unpin_user_pages<H: Hw>(hw: H, pages: &[PageSlot], count: u64) {
     unpin_user_pages_dirty_lock(hw, pages, count, false);
 }
 
-/// The same, and the pages are dirty first if `make_dirty` (PIN-10).
+/// The same, in the same states, and the pages are dirty first if `make_dirty` (PIN-10).
 pub fn unpin_user_pages_dirty_lock<H: Hw>(hw: H, pages: &[PageSlot], count: u64, make_dirty: bool) {
     let Some(pages) = usize::try_from(count).ok().and_then(|n| pages.get(..n)) else {
         hw.warn(Warning::UnpinCount);
@@ -320,7 +320,7 @@ pub fn unpin_user_pages_dirty_lock<H: Hw>(hw: H, pages: &[PageSlot], count: u64,
     }
 }
 
-/// Ends one pin for each of `count` frames in a row, folio by folio (PIN-11).
+/// Ends one pin for each of `count` frames in a row, folio by folio (PIN-11); likewise.
 pub fn unpin_user_page_range_dirty_lock<H: Hw>(hw: H, first: Pfn, count: u64, make_dirty: bool) {
     if is_errno(count) {
         hw.warn(Warning::UnpinCount);
