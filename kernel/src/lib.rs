@@ -6,6 +6,7 @@ extern crate alloc;
 #[macro_use]
 pub mod klog;
 pub mod arch;
+pub mod dev;
 pub mod exec;
 pub mod fail;
 pub mod fs;

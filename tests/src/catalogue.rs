@@ -145,6 +145,7 @@ pub const ALONE: &[Program] = &[
     c("crash"),
     c("bugs"),
     c("pinners"),
+    c("direct"),
 ];
 
 impl Program {

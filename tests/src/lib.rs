@@ -13,6 +13,7 @@ pub mod catalogue;
 pub mod console;
 pub mod debuggers;
 pub mod diff;
+pub mod disks;
 pub mod host;
 pub mod ktests;
 pub mod machines;

@@ -4,6 +4,9 @@ use crate::build;
 use crate::catalogue::{ALONE, PROGRAMS, Program};
 use crate::console::Console;
 use crate::debuggers::{a_core_file_has_a_backtrace, gdbserver_debugs, strace_follows_a_family};
+use crate::disks::{
+    a_bad_block_is_an_error, disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus,
+};
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
 use std::time::{Duration, Instant};
@@ -41,6 +44,10 @@ tests![
     strace_follows_a_family,
     gdbserver_debugs,
     a_core_file_has_a_backtrace,
+    disks_on_one_cpu,
+    disks_on_two_cpus,
+    disks_on_four_cpus,
+    a_bad_block_is_an_error,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
     double_fault_has_its_own_stack,
@@ -137,7 +144,7 @@ fn long_storm(cpus: u32) -> Verdict {
 }
 
 /// Free frames before the first program and after the last, if the kernel was asked to count (`leakcheck`).
-fn frames(log: &str) -> Option<(u64, u64)> {
+pub(crate) fn frames(log: &str) -> Option<(u64, u64)> {
     let (_, counts) = log.split_once("frames: start ")?;
     let mut words = counts.split_whitespace();
     let start = words.next()?.parse().ok()?;

@@ -27,7 +27,7 @@ pub struct Room(Mutex<usize>, Condvar);
 
 /// Frames that the kernel may keep after a program: its heap grows and is seldom empty, and where pages have left the
 /// direct map, that stays split.
-const KEPT: i64 = 24;
+pub(crate) const KEPT: i64 = 24;
 
 /// A machine's place; dropping it gives it to the next.
 pub struct Place(&'static Room);

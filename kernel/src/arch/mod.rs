@@ -31,7 +31,7 @@ pub use ipi::halts_for_answers;
 pub use ipi::{flush_kernel, run_on, run_on_all, send_resched};
 pub(crate) use ipi::{stop, stop_others};
 pub use percpu::{
-    cpu_id, current_ptr, in_nofault, ncpus, of as per_cpu, set_current, set_kernel_stack,
+    apic_id, cpu_id, current_ptr, in_nofault, ncpus, of as per_cpu, set_current, set_kernel_stack,
 };
 pub use trap::full_frame_return;
 

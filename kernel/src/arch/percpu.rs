@@ -91,6 +91,12 @@ pub(super) fn set_ncpus(n: usize) {
     NCPUS.store(n, Ordering::Release);
 }
 
+/// The local APIC of a CPU.
+pub fn apic_id(cpu: usize) -> u32 {
+    // SAFETY: entries of CPUs that exist are filled before anybody asks.
+    unsafe { (*of(cpu)).apic_id }
+}
+
 /// The number of the CPU we run on.
 #[inline(always)]
 pub fn cpu_id() -> usize {

@@ -104,8 +104,11 @@ fn handle(frame: &mut TrapFrame, vector: u64) {
         }
         // A spurious interrupt is not acknowledged.
         VECTOR_SPURIOUS => {}
-        _ => {
+        vector => {
             apic::eoi();
+            if crate::dev::dispatch(vector) {
+                return;
+            }
             crate::warn!("unexpected interrupt {vector:#x}");
         }
     }

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use super::attr::anonymous_dev;
 use super::dentry::Dentry;
-use super::gup_test;
-use super::pseudo::{FixedDir, Kindred, lasting_ino};
+use super::pseudo::{FixedDir, Kindred, Text, TextInode, lasting_ino};
+use super::{blockdev, gup_test};
 use mm::Errno;
 
 /// A new tree; all of them have the same files.
@@ -17,6 +17,10 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
         magic: 0x6462_6720,
     };
     let (root, test) = (lasting_ino(), lasting_ino());
-    let tree = Vec::from([("gup_test", gup_test::inode(kin, test))]);
+    let make: fn(&mut Text) -> core::fmt::Result = |out| blockdev::report(out);
+    let tree = Vec::from([
+        ("block", TextInode::inode(kin, lasting_ino(), 0o444, make)),
+        ("gup_test", gup_test::inode(kin, test)),
+    ]);
     Ok(Dentry::root(FixedDir::private(kin, root, root, tree)))
 }

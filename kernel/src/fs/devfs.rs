@@ -1,4 +1,4 @@
-//! Device nodes: what opening a character device gives, and the tree mounted on /dev.
+//! Device nodes: what opening a device gives, and the tree mounted on /dev.
 //!
 //! /dev is a tmpfs like any other; what makes a node a device is its number, looked up here at open, so that nodes
 //! made by `mknod` elsewhere or carried in the boot archive work the same.
@@ -15,7 +15,7 @@ use super::iobuf::IoBuf;
 use super::path::Path;
 use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
-use super::{random, tmpfs, tty};
+use super::{blockdev, random, tmpfs, tty};
 use crate::SysResult;
 use mm::Errno;
 
@@ -47,6 +47,13 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
     if tty::is_terminal() {
         root.create(b"ttyS0", Kind::Char.bits() | 0o600, makedev(4, 64))?;
     }
+    for n in 0.. {
+        let Some(disk) = crate::dev::block::disk(n) else {
+            break;
+        };
+        let mode = Kind::Block.bits() | 0o660;
+        root.create(disk.name().as_bytes(), mode, blockdev::number(n))?;
+    }
     for (name, target) in LINKS {
         root.symlink(name, target)?;
     }
@@ -61,6 +68,9 @@ pub fn open_node(
     _path: &Path,
     flags: u32,
 ) -> Result<Arc<dyn FileOps>, Errno> {
+    if kind == Kind::Block {
+        return blockdev::open(rdev, flags);
+    }
     if kind != Kind::Char {
         return Err(Errno::ENXIO);
     }

@@ -105,6 +105,24 @@ impl<'a> IoBuf<'a> {
         }
     }
 
+    /// Where the next bytes are, if that is user memory.
+    pub fn user_span(&self) -> Option<UserSpan> {
+        match self.piece {
+            Piece::User(s) if s.len > 0 => Some(s),
+            Piece::User(_) => self.rest.iter().copied().find(|s| s.len > 0),
+            Piece::Kernel { .. } => None,
+        }
+    }
+
+    /// Whether every piece of user memory begins and is long as `mask` (a power of two less one) says.
+    pub fn user_aligned(&self, mask: u64) -> bool {
+        let good = |s: &UserSpan| (s.addr | s.len as u64) & mask == 0;
+        match &self.piece {
+            Piece::User(s) => good(s) && self.rest.iter().all(good),
+            Piece::Kernel { .. } => false,
+        }
+    }
+
     /// Bytes not consumed yet.
     #[inline]
     pub fn left(&self) -> usize {

@@ -25,6 +25,7 @@ fn shell_mode() -> bool {
 pub fn init_main(_: usize) {
     super::spawn_kernel_thread("signals", signal::send::deferred_sender, 0)
         .expect("a kernel thread");
+    crate::dev::init();
     if let Err(e) = crate::fs::mount_root(ramdisk()) {
         panic!("no root file system: {e:?}");
     }

@@ -6,9 +6,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use super::super::caller;
 use super::super::inode::Inode;
 use super::super::pseudo::{FixedDir, Source, Text, TextInode, lasting_ino};
+use super::super::{blockdev, caller};
 use super::{cpu, kin, kpage};
 use crate::arch;
 use crate::task::{acct, coredump};
@@ -338,5 +338,9 @@ fn devices(out: &mut Text) -> fmt::Result {
     write!(
         out,
         "Character devices:\n  1 mem\n  4 ttyS\n  5 /dev/tty\n  5 /dev/console\n\nBlock devices:\n"
-    )
+    )?;
+    match crate::dev::block::disk(0) {
+        Some(_) => writeln!(out, "{:3} virtblk", blockdev::MAJOR),
+        None => Ok(()),
+    }
 }

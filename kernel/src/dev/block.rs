@@ -1,0 +1,191 @@
+//! Disks, and the memory that they may use.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
+use mm::{Errno, PAGE_SIZE};
+use spin::Mutex as Spin;
+
+use crate::arch::X86;
+use crate::memory::{direct, frames};
+
+/// What disks count in.
+pub const SECTOR: u64 = 512;
+/// Pieces of memory in one transfer.
+pub const PIECES: usize = 64;
+
+/// Bytes of memory in a row, by physical address.
+#[derive(Clone, Copy, Default)]
+pub struct Piece {
+    pub pa: u64,
+    pub len: u32,
+}
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// The device fills the memory.
+    Fill,
+    /// The device reads it.
+    Drain,
+}
+
+/// Memory that a device may use for as long as this lives: it borrows what keeps the memory in its place. Only what may
+/// be written can be filled.
+pub struct Memory<'a> {
+    pieces: [Piece; PIECES],
+    used: usize,
+    way: Way,
+    _keeper: PhantomData<&'a ()>,
+}
+
+impl<'a> Memory<'a> {
+    fn new(way: Way) -> Self {
+        Memory {
+            pieces: [Piece::default(); PIECES],
+            used: 0,
+            way,
+            _keeper: PhantomData,
+        }
+    }
+
+    /// Adds bytes; those that follow the last ones make its piece longer. `None`: no room.
+    fn push(&mut self, pa: u64, len: u64) -> Option<()> {
+        if let Some(last) = self.pieces[..self.used].last_mut()
+            && last.pa + u64::from(last.len) == pa
+        {
+            last.len += len as u32;
+            return Some(());
+        }
+        *self.pieces.get_mut(self.used)? = Piece {
+            pa,
+            len: len as u32,
+        };
+        self.used += 1;
+        Some(())
+    }
+
+    fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
+        let mut memory = Memory::new(way);
+        let (mut at, mut left) = (skip, len);
+        for page in pages {
+            let n = left.min(PAGE_SIZE - at);
+            if n == 0 {
+                break;
+            }
+            memory.push((page.pfn().0 << 12) + at, n)?;
+            (at, left) = (0, left - n);
+        }
+        (left == 0).then_some(memory)
+    }
+
+    /// `len` bytes of pinned pages, after `skip` of the first one, to be written by the device. `None`: they do not hold
+    /// that many, or lie in too many pieces.
+    pub fn to_fill<S: Slots>(
+        pins: &'a PinnedPages<X86, Write, S>,
+        skip: u64,
+        len: u64,
+    ) -> Option<Self> {
+        Memory::of_pages(Way::Fill, pins.pages(), skip, len)
+    }
+
+    /// The same, to be read by the device.
+    pub fn to_drain<A: Access, S: Slots>(
+        pins: &'a PinnedPages<X86, A, S>,
+        skip: u64,
+        len: u64,
+    ) -> Option<Self> {
+        Memory::of_pages(Way::Drain, pins.pages(), skip, len)
+    }
+
+    /// The first `len` bytes of the kernel's own.
+    pub fn of_bounce(bounce: &'a mut Bounce, way: Way, len: usize) -> Self {
+        let mut memory = Memory::new(way);
+        let _ = memory.push(bounce.0, len.min(Bounce::LEN) as u64);
+        memory
+    }
+
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces[..self.used]
+    }
+
+    pub fn way(&self) -> Way {
+        self.way
+    }
+}
+
+/// Memory of the kernel's own, for what cannot go straight.
+pub struct Bounce(u64);
+
+impl Bounce {
+    const ORDER: u8 = 3;
+    pub const LEN: usize = 4096 << Self::ORDER;
+
+    pub fn new() -> Result<Self, Errno> {
+        let mut bounce = frames::alloc(Self::ORDER)
+            .map(Bounce)
+            .ok_or(Errno::ENOMEM)?;
+        // A device that says it has filled this, and has not, shows nobody what was here before.
+        bounce.bytes().fill(0);
+        Ok(bounce)
+    }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: our block, in the direct map, and borrowed from us; a `Memory` of it would borrow it, too.
+        unsafe { core::slice::from_raw_parts_mut(direct(self.0) as *mut u8, Self::LEN) }
+    }
+}
+
+impl Drop for Bounce {
+    fn drop(&mut self) {
+        // SAFETY: ours from `new`, and no device uses it: a `Memory` would borrow it.
+        unsafe { frames::free(self.0, Self::ORDER) };
+    }
+}
+
+/// A disk. Calls may sleep, and return when the device is done.
+pub trait Disk: Send + Sync {
+    fn name(&self) -> &str;
+    /// Its size.
+    fn sectors(&self) -> u64;
+    /// Bytes that it reads and writes at least; a power of two.
+    fn block(&self) -> u32;
+    fn read_only(&self) -> bool;
+    /// Moves all of `memory` from or to `sector` on, which is inside. `EIO` when the device could not.
+    fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno>;
+    /// What was written before is on the medium.
+    fn flush(&self) -> Result<(), Errno>;
+    /// The sectors' contents are wanted no more. `EOPNOTSUPP`.
+    fn discard(&self, sector: u64, sectors: u64) -> Result<(), Errno>;
+}
+
+static DISKS: Spin<Vec<&'static dyn Disk>> = Spin::new(Vec::new());
+
+/// The name of the next disk called `prefix` and a letter.
+pub fn next_name(prefix: &str) -> Option<String> {
+    let n = DISKS
+        .lock()
+        .iter()
+        .filter(|d| d.name().starts_with(prefix))
+        .count();
+    let letter = char::from(b'a' + u8::try_from(n).ok().filter(|n| *n < 26)?);
+    Some(alloc::format!("{prefix}{letter}"))
+}
+
+/// A disk that stays.
+pub fn add(disk: &'static dyn Disk) {
+    crate::info!(
+        "{}: {} MiB, blocks of {}{}",
+        disk.name(),
+        disk.sectors() >> 11,
+        disk.block(),
+        if disk.read_only() { ", read-only" } else { "" }
+    );
+    DISKS.lock().push(disk);
+}
+
+/// The disks, in the order in which they were found.
+pub fn disk(n: usize) -> Option<&'static dyn Disk> {
+    DISKS.lock().get(n).copied()
+}

@@ -1,0 +1,249 @@
+//! PCI: configuration space (by the two ports that every PC has), capabilities, registers, MSI-X.
+//!
+//! Addresses of registers are the firmware's; a function that it gave none is left alone.
+
+use core::fmt;
+use x86_64::instructions::port::Port;
+
+use crate::memory::kspace;
+use crate::sync::IrqLock;
+
+/// The two configuration ports, used as a pair.
+static PORTS: IrqLock<()> = IrqLock::new(());
+
+const COMMAND: u8 = 0x04;
+const STATUS: u8 = 0x06;
+const CLASS: u8 = 0x08;
+const HEADER: u8 = 0x0e;
+const BARS: u8 = 0x10;
+const SECONDARY_BUS: u8 = 0x19;
+const CAPABILITIES: u8 = 0x34;
+/// `COMMAND`: answer to memory addresses, use the bus itself, no interrupt line.
+const MEMORY: u16 = 1 << 1;
+const MASTER: u16 = 1 << 2;
+const NO_LINE: u16 = 1 << 10;
+const HAS_CAPABILITIES: u16 = 1 << 4;
+const MSIX: u8 = 0x11;
+/// Message control: on; and all vectors masked.
+const MSIX_ON: u16 = 1 << 15;
+const MSIX_MASKED: u16 = 1 << 14;
+/// Where a write of a vector's number interrupts CPU 0 (Intel SDM 3A, 11.11).
+const MESSAGE: u64 = 0xfee0_0000;
+
+/// A device's function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Function {
+    bus: u8,
+    device: u8,
+    function: u8,
+}
+
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{}", self.bus, self.device, self.function)
+    }
+}
+
+/// Calls `found` for each function of the machine.
+pub fn each(mut found: impl FnMut(Function)) {
+    // Buses to look at, bit by bit; each is looked at once.
+    let mut left = [1u64, 0, 0, 0];
+    let mut seen = [0u64; 4];
+    while let Some(word) = (0..4).find(|&w| left[w] != 0) {
+        let bit = left[word].trailing_zeros();
+        left[word] &= left[word] - 1;
+        seen[word] |= 1 << bit;
+        let bus = (64 * word as u32 + bit) as u8;
+        for device in 0..32 {
+            let first = Function {
+                bus,
+                device,
+                function: 0,
+            };
+            if first.id().0 == 0xffff {
+                continue;
+            }
+            let many = first.read8(HEADER) & 0x80 != 0;
+            for function in 0..if many { 8 } else { 1 } {
+                let f = Function { function, ..first };
+                if f.id().0 == 0xffff {
+                    continue;
+                }
+                if f.read32(CLASS) >> 16 == 0x0604 {
+                    let behind = f.read8(SECONDARY_BUS) as usize;
+                    if seen[behind / 64] >> (behind % 64) & 1 == 0 {
+                        left[behind / 64] |= 1 << (behind % 64);
+                    }
+                }
+                found(f);
+            }
+        }
+    }
+}
+
+impl Function {
+    /// Vendor and device.
+    pub fn id(self) -> (u16, u16) {
+        let id = self.read32(0);
+        (id as u16, (id >> 16) as u16)
+    }
+
+    fn select(self, offset: u8) {
+        let at = 1 << 31
+            | u32::from(self.bus) << 16
+            | u32::from(self.device) << 11
+            | u32::from(self.function) << 8
+            | u32::from(offset & !3);
+        // SAFETY: the address port; nothing happens before the data port is used, and `PORTS` is held.
+        unsafe { Port::new(0xcf8).write(at) };
+    }
+
+    pub fn read32(self, offset: u8) -> u32 {
+        let _pair = PORTS.lock();
+        self.select(offset);
+        // SAFETY: reading configuration space of functions that we know changes nothing.
+        unsafe { Port::new(0xcfc).read() }
+    }
+
+    pub fn read16(self, offset: u8) -> u16 {
+        (self.read32(offset) >> (8 * (offset & 2))) as u16
+    }
+
+    pub fn read8(self, offset: u8) -> u8 {
+        (self.read32(offset) >> (8 * (offset & 3))) as u8
+    }
+
+    fn write16(self, offset: u8, value: u16) {
+        let _pair = PORTS.lock();
+        self.select(offset);
+        // SAFETY: a control word of ours: `enable` and `Msix` say what it does.
+        unsafe { Port::new(0xcfc + u16::from(offset & 2)).write(value) };
+    }
+
+    /// Capabilities: identifier and offset. A list that runs in circles ends.
+    pub fn capabilities(self) -> impl Iterator<Item = (u8, u8)> {
+        let listed = self.read16(STATUS) & HAS_CAPABILITIES != 0;
+        let mut at = if listed {
+            self.read8(CAPABILITIES) & !3
+        } else {
+            0
+        };
+        (0..48).map_while(move |_| {
+            let here = at;
+            if here < 0x40 {
+                return None;
+            }
+            let word = self.read16(here);
+            at = (word >> 8) as u8 & !3;
+            Some((word as u8, here))
+        })
+    }
+
+    /// Maps `len` bytes at `offset` of a memory window.
+    pub fn registers(self, window: u8, offset: u32, len: u32) -> Option<Registers> {
+        if window > 5 || len == 0 {
+            return None;
+        }
+        let at = BARS + 4 * window;
+        let low = self.read32(at);
+        let base = match low & 7 {
+            0 => u64::from(low & !15),
+            4 if window < 5 => u64::from(low & !15) | u64::from(self.read32(at + 4)) << 32,
+            _ => return None,
+        };
+        let first = base.checked_add(u64::from(offset))?;
+        first.checked_add(u64::from(len))?;
+        (base != 0).then(|| Registers {
+            base: kspace::map_device(first, u64::from(len)),
+            len,
+        })
+    }
+
+    /// Lets it answer and use the bus; its interrupts are messages from now on.
+    pub fn enable(self) {
+        self.write16(COMMAND, self.read16(COMMAND) | MEMORY | MASTER | NO_LINE);
+    }
+
+    /// Its interrupt messages, switched on, none of them routed.
+    pub fn msix(self) -> Option<Msix> {
+        let (_, at) = self.capabilities().find(|&(id, _)| id == MSIX)?;
+        let control = self.read16(at + 2);
+        let entries = u32::from(control & 0x7ff) + 1;
+        let table = self.read32(at + 4);
+        let table = self.registers(table as u8 & 7, table & !7, 16 * entries)?;
+        for entry in 0..entries {
+            table.write32(16 * entry + 12, 1);
+        }
+        self.write16(at + 2, control & !MSIX_MASKED | MSIX_ON);
+        Some(Msix { table, entries })
+    }
+}
+
+/// A function's interrupt messages.
+pub struct Msix {
+    table: Registers,
+    entries: u32,
+}
+
+impl Msix {
+    /// Message `entry` interrupts `cpu` at `vector`. `None`: the function has fewer.
+    pub fn route(&self, entry: u16, cpu: usize, vector: u8) -> Option<()> {
+        let at = 16 * u32::from(entry);
+        if u32::from(entry) >= self.entries {
+            return None;
+        }
+        let to = MESSAGE | u64::from(crate::arch::apic_id(cpu)) << 12;
+        self.table.write32(at, to as u32);
+        self.table.write32(at + 4, 0);
+        self.table.write32(at + 8, u32::from(vector));
+        self.table.write32(at + 12, 0);
+        Some(())
+    }
+}
+
+/// Mapped registers of a device. An access beyond them is a mistake of ours, and panics.
+pub struct Registers {
+    base: u64,
+    len: u32,
+}
+
+macro_rules! access {
+    ($read:ident, $write:ident, $ty:ty) => {
+        #[inline]
+        pub fn $read(&self, offset: u32) -> $ty {
+            // SAFETY: mapped for ever, and inside (`at`).
+            unsafe { (self.at(offset, size_of::<$ty>()) as *const $ty).read_volatile() }
+        }
+        #[inline]
+        pub fn $write(&self, offset: u32, value: $ty) {
+            // SAFETY: as above. What a device does with memory is said to it by addresses, which its driver answers for.
+            unsafe { (self.at(offset, size_of::<$ty>()) as *mut $ty).write_volatile(value) }
+        }
+    };
+}
+
+impl Registers {
+    fn at(&self, offset: u32, size: usize) -> u64 {
+        assert!(offset as usize + size <= self.len as usize);
+        self.base + u64::from(offset)
+    }
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+    /// `len` of the registers, from `offset` on.
+    pub fn part(&self, offset: u32, len: u32) -> Registers {
+        assert!(offset + len <= self.len);
+        Registers {
+            base: self.base + u64::from(offset),
+            len,
+        }
+    }
+    access!(read8, write8, u8);
+    access!(read16, write16, u16);
+    access!(read32, write32, u32);
+    /// Two halves, the lower first.
+    pub fn write64(&self, offset: u32, value: u64) {
+        self.write32(offset, value as u32);
+        self.write32(offset + 4, (value >> 32) as u32);
+    }
+}

@@ -1,0 +1,321 @@
+//! Block special files: a disk as one long file.
+//!
+//! With `O_DIRECT` the caller's pages are pinned and the device is given their addresses: nothing is copied. All must lie on
+//! the disk's blocks then. Without it, and for the kernel's own buffers, bytes go by way of a bounce buffer; there is no
+//! cache. Writes of parts of blocks read the rest first, one at a time.
+#![forbid(unsafe_code)]
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use linux_raw_sys::general as sys;
+
+use super::attr::{major, makedev, minor};
+use super::file::File;
+use super::inode::FileOps;
+use super::iobuf::{IoBuf, UserSpan};
+use super::pipe::PipeBuf;
+use crate::SysResult;
+use crate::arch::uaccess::{get_user, put_user};
+use crate::dev::block::{self, Bounce, Disk, Memory, PIECES, SECTOR, Way};
+use crate::sync::Mutex;
+use crate::task::current;
+use crate::task::space::can_wait;
+use mm::gup::{GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_fast};
+use mm::{Errno, PAGE_SIZE};
+
+/// One of Linux's majors for local use; a disk and its partitions share sixteen minors.
+pub const MAJOR: u32 = 254;
+const MINORS: u32 = 16;
+
+/// `ioctl` requests.
+const BLKROGET: u32 = 0x125e;
+const BLKGETSIZE: u32 = 0x1260;
+const BLKFLSBUF: u32 = 0x1261;
+const BLKSSZGET: u32 = 0x1268;
+const BLKDISCARD: u32 = 0x1277;
+const BLKIOMIN: u32 = 0x1278;
+const BLKIOOPT: u32 = 0x1279;
+const BLKALIGNOFF: u32 = 0x127a;
+const BLKPBSZGET: u32 = 0x127b;
+const BLKBSZGET: u32 = 0x8008_1270;
+const BLKGETSIZE64: u32 = 0x8008_1272;
+
+/// Bytes that went straight between a device and its user, and those that the CPU copied.
+static DIRECT: AtomicU64 = AtomicU64::new(0);
+static COPIED: AtomicU64 = AtomicU64::new(0);
+
+/// The device number of the disk `n`.
+pub fn number(n: usize) -> u64 {
+    makedev(MAJOR, MINORS * n as u32)
+}
+
+/// What `/sys/kernel/debug/block` says.
+pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
+    writeln!(out, "direct {}", DIRECT.load(Ordering::Relaxed))?;
+    writeln!(out, "copied {}", COPIED.load(Ordering::Relaxed))
+}
+
+/// Opens the disk of a node.
+pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
+    let n = minor(rdev);
+    if major(rdev) != MAJOR || !n.is_multiple_of(MINORS) {
+        return Err(Errno::ENXIO);
+    }
+    let disk = block::disk((n / MINORS) as usize).ok_or(Errno::ENXIO)?;
+    if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
+        return Err(Errno::EACCES);
+    }
+    Ok(Arc::new(Device { disk }))
+}
+
+struct Device {
+    disk: &'static dyn Disk,
+}
+
+/// One writer at a time, but for direct ones: who changes a part of a block has read the rest of it.
+static WRITERS: Mutex<()> = Mutex::new(());
+
+impl Device {
+    fn bytes(&self) -> u64 {
+        self.disk.sectors() * SECTOR
+    }
+
+    /// How much of `buf` lies on the disk.
+    fn room(&self, buf: &IoBuf<'_>, pos: u64) -> usize {
+        (buf.left() as u64).min(self.bytes().saturating_sub(pos)) as usize
+    }
+
+    /// Moves up to `len` bytes at `pos` straight from or to the caller's pages.
+    fn direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize, way: Way) -> SysResult {
+        let mask = u64::from(self.disk.block()) - 1;
+        // As Linux, whose disks take any memory that begins on a sector.
+        if *pos & mask != 0 || !buf.user_aligned(mask) {
+            return Err(Errno::EINVAL);
+        }
+        let mut done = 0;
+        while done < len {
+            let step = match buf.user_span() {
+                Some(span) => self.piece(span, *pos, len - done, way),
+                None => break,
+            };
+            match step {
+                Ok(n) => {
+                    buf.skip(n);
+                    *pos += n as u64;
+                    done += n;
+                    DIRECT.fetch_add(n as u64, Ordering::Relaxed);
+                }
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// One transfer from or to the front of `span`; at most `most` bytes. `EFAULT` if not even a block of it is there.
+    fn piece(&self, span: UserSpan, pos: u64, most: usize, way: Way) -> SysResult {
+        let skip = span.addr & (PAGE_SIZE - 1);
+        let most = most.min(span.len) as u64;
+        let pages = (skip + most).div_ceil(PAGE_SIZE).min(PIECES as u64) as usize;
+        let mut slots = [PageSlot::EMPTY; PIECES];
+        let (slots, none) = (&mut slots[..pages], GupFlags::empty());
+        let space = current().space().ok_or(Errno::EFAULT)?;
+        let len = |held: usize| {
+            let len = (held as u64 * PAGE_SIZE).saturating_sub(skip).min(most);
+            len & !(u64::from(self.disk.block()) - 1)
+        };
+        let (at, wait) = (span.addr, &mut can_wait());
+        let n = match way {
+            Way::Fill => {
+                let pins: PinnedPages<_, Write, _> =
+                    pin_user_pages_fast(space, wait, at, none, slots)?;
+                let n = len(pins.len());
+                self.transfer(pos, Memory::to_fill(&pins, skip, n), n)?
+            }
+            Way::Drain => {
+                let pins: PinnedPages<_, Read, _> =
+                    pin_user_pages_fast(space, wait, at, none, slots)?;
+                let n = len(pins.len());
+                self.transfer(pos, Memory::to_drain(&pins, skip, n), n)?
+            }
+        };
+        Ok(n)
+    }
+
+    fn transfer(&self, pos: u64, memory: Option<Memory<'_>>, len: u64) -> SysResult {
+        let memory = memory.filter(|_| len > 0).ok_or(Errno::EFAULT)?;
+        self.disk.transfer(pos / SECTOR, &memory)?;
+        Ok(len as usize)
+    }
+
+    /// Whole blocks around `len` bytes at `pos`, as many as a bounce buffer holds: where they begin, how far in the bytes
+    /// are, how many bytes, and how many the blocks have.
+    fn blocks(&self, pos: u64, len: usize) -> (u64, usize, usize, usize) {
+        let block = u64::from(self.disk.block());
+        let first = pos & !(block - 1);
+        let skip = (pos - first) as usize;
+        let n = len.min(Bounce::LEN - skip);
+        let whole = (skip + n).next_multiple_of(block as usize);
+        (first, skip, n, whole)
+    }
+
+    fn read_copied(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize) -> SysResult {
+        let mut bounce = Bounce::new()?;
+        let mut done = 0;
+        while done < len && !crate::task::fatal_signal_pending() {
+            let (first, skip, n, whole) = self.blocks(*pos, len - done);
+            let memory = Memory::of_bounce(&mut bounce, Way::Fill, whole);
+            let got = self
+                .disk
+                .transfer(first / SECTOR, &memory)
+                .and_then(|()| buf.put(&bounce.bytes()[skip..skip + n]));
+            match got {
+                Ok(put) => {
+                    *pos += put as u64;
+                    done += put;
+                    COPIED.fetch_add(put as u64, Ordering::Relaxed);
+                    if put < n {
+                        break;
+                    }
+                }
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_copied(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize) -> SysResult {
+        let mut bounce = Bounce::new()?;
+        let mut done = 0;
+        while done < len && !crate::task::fatal_signal_pending() {
+            let (first, skip, n, whole) = self.blocks(*pos, len - done);
+            match self.write_blocks(&mut bounce, buf, first, (skip, n, whole)) {
+                Ok(taken) => {
+                    *pos += taken as u64;
+                    done += taken;
+                    COPIED.fetch_add(taken as u64, Ordering::Relaxed);
+                    if taken < n {
+                        break;
+                    }
+                }
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Changes `n` bytes of `whole` from `first` on.
+    fn write_blocks(
+        &self,
+        bounce: &mut Bounce,
+        buf: &mut IoBuf<'_>,
+        first: u64,
+        (skip, n, whole): (usize, usize, usize),
+    ) -> SysResult {
+        let _writers = WRITERS.lock();
+        let sector = first / SECTOR;
+        let parts = n < whole;
+        if parts {
+            let all = Memory::of_bounce(bounce, Way::Fill, whole);
+            self.disk.transfer(sector, &all)?;
+        }
+        let mut taken = buf.take(&mut bounce.bytes()[skip..skip + n])?;
+        if !parts {
+            // A bad address may have ended it early: whole blocks only.
+            taken &= !(self.disk.block() as usize - 1);
+            if taken == 0 {
+                return Err(Errno::EFAULT);
+            }
+        }
+        let len = if parts { whole } else { taken };
+        let all = Memory::of_bounce(bounce, Way::Drain, len);
+        self.disk.transfer(sector, &all)?;
+        Ok(taken)
+    }
+
+    fn is_direct(file: &File, buf: &IoBuf<'_>) -> bool {
+        file.flags() & sys::O_DIRECT != 0 && buf.user_span().is_some()
+    }
+}
+
+impl FileOps for Device {
+    fn read(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let len = self.room(buf, *pos);
+        if len == 0 {
+            Ok(0)
+        } else if Device::is_direct(file, buf) {
+            self.direct(buf, pos, len, Way::Fill)
+        } else {
+            self.read_copied(buf, pos, len)
+        }
+    }
+
+    fn write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        if buf.left() == 0 {
+            return Ok(0);
+        }
+        let len = self.room(buf, *pos);
+        let done = if len == 0 {
+            return Err(Errno::ENOSPC);
+        } else if Device::is_direct(file, buf) {
+            self.direct(buf, pos, len, Way::Drain)
+        } else {
+            self.write_copied(buf, pos, len)
+        }?;
+        if file.flags() & sys::O_DSYNC != 0 {
+            self.disk.flush()?;
+        }
+        Ok(done)
+    }
+
+    fn splice_read(
+        &self,
+        file: &File,
+        pos: &mut u64,
+        most: usize,
+        _nonblock: bool,
+    ) -> Result<Option<PipeBuf>, Errno> {
+        PipeBuf::copied(most, |buf| self.read(file, buf, pos))
+    }
+
+    fn splice_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.write(file, buf, pos)
+    }
+
+    fn size(&self) -> u64 {
+        self.bytes()
+    }
+
+    fn fsync(&self) -> Result<(), Errno> {
+        self.disk.flush()
+    }
+
+    fn ioctl(&self, file: &File, cmd: u32, arg: u64) -> SysResult {
+        let block = self.disk.block();
+        match cmd {
+            BLKGETSIZE64 => put_user(arg, &self.bytes())?,
+            BLKGETSIZE => put_user(arg, &self.disk.sectors())?,
+            BLKSSZGET | BLKPBSZGET | BLKIOMIN => put_user(arg, &block)?,
+            BLKBSZGET => put_user(arg, &(PAGE_SIZE as u32))?,
+            BLKIOOPT | BLKALIGNOFF => put_user(arg, &0u32)?,
+            BLKROGET => put_user(arg, &u32::from(self.disk.read_only()))?,
+            BLKFLSBUF => self.disk.flush()?,
+            BLKDISCARD => {
+                let [start, len]: [u64; 2] = get_user(arg)?;
+                if !file.writable() {
+                    return Err(Errno::EBADF);
+                }
+                let end = start.checked_add(len).filter(|end| *end <= self.bytes());
+                if end.is_none() || len == 0 || (start | len) & (u64::from(block) - 1) != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.disk.discard(start / SECTOR, len / SECTOR)?;
+            }
+            _ => return Err(Errno::ENOTTY),
+        }
+        Ok(0)
+    }
+}

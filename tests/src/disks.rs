@@ -1,0 +1,154 @@
+//! Disks: images that a guest reads and writes and that are looked at afterwards.
+
+use crate::machines::{Verdict, ensure, exec, find, frames};
+use crate::{guest_dir, runner};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const MB: usize = 1 << 20;
+const SIZE: usize = 64 * MB;
+
+/// What `guest/c/direct.c` expects in the eight bytes at `at`.
+fn pattern(at: usize) -> u64 {
+    (at as u64 / 8 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// An image that is gone when the test is over.
+struct Image(PathBuf);
+
+impl Image {
+    fn new(name: &str) -> Result<Self, String> {
+        let path = guest_dir().join(format!("{name}.img"));
+        let image = Image(path);
+        image.fill().map_err(|error| format!("{name}: {error}"))?;
+        Ok(image)
+    }
+
+    fn fill(&self) -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(MB, File::create(&self.0)?);
+        for at in (0..SIZE).step_by(8) {
+            file.write_all(&pattern(at).to_le_bytes())?;
+        }
+        file.flush()
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// QEMU's words for a virtio disk with `options` of the drive.
+fn disk(id: &str, options: &str) -> Vec<String> {
+    let words = [
+        "-drive",
+        &format!("if=none,id={id},{options}"),
+        "-device",
+        &format!("virtio-blk-pci,drive={id}"),
+    ];
+    words.map(String::from).to_vec()
+}
+
+fn raw(path: &Path) -> String {
+    format!("format=raw,file={}", path.display())
+}
+
+/// A program reads and writes a disk, directly and not; what it did not write is as before, what it wrote is there.
+fn disks(cpus: u32) -> Verdict {
+    let image = Image::new(&format!("direct.{cpus}"))?;
+    // Requests that take their time: pages are pinned while other things happen.
+    let slow = Image::new(&format!("slow.{cpus}"))?;
+    let kernel = runner::kernel_for(cpus)?;
+    let outcome = exec(find("direct"), &["/dev/vda", "/dev/vdb"], |config| {
+        config.kernel = kernel;
+        config.smp = cpus;
+        config.cmdline = "leakcheck".into();
+        config.timeout = Some(Duration::from_secs(120));
+        let throttled = format!("{},readonly=on,throttling.iops-total=2000", raw(&slow.0));
+        config.qemu_args = disk("fast", &raw(&image.0));
+        config.qemu_args.extend(disk("slow", &throttled));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    let bytes = fs::read(&image.0).map_err(|error| error.to_string())?;
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let text = b"written in the middle of a block\0";
+    let at = 48 * MB + 1000;
+    ensure(
+        &bytes[at..at + text.len()] == text,
+        "the disk has not what was written",
+        &outcome,
+    )?;
+    let rest = [
+        0..32 * MB,
+        40 * MB..48 * MB,
+        49 * MB..60 * MB,
+        61 * MB..SIZE,
+    ];
+    let changed = rest
+        .into_iter()
+        .flatten()
+        .step_by(8)
+        .find(|&at| word(at) != pattern(at));
+    if let Some(at) = changed {
+        return Err(format!("{at:#x} was changed: {:#x}", word(at)));
+    }
+    // Each written block says where it belongs, and is of one generation.
+    for block in (32 * MB..40 * MB).step_by(4096) {
+        let written = word(block) == block as u64;
+        for at in (block..block + 4096).step_by(16) {
+            let (one, two) = (word(at), word(at + 8));
+            let zero = block < 32 * MB + 8192 && one == 0 && two == 0;
+            let good = match written {
+                true => one == at as u64 && two == word(block + 8),
+                false => zero || one == pattern(at) && two == pattern(at + 8),
+            };
+            if !good {
+                return Err(format!("{at:#x} holds {one:#x} {two:#x}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn disks_on_one_cpu() -> Verdict {
+    disks(1)
+}
+
+pub fn disks_on_two_cpus() -> Verdict {
+    disks(2)
+}
+
+pub fn disks_on_four_cpus() -> Verdict {
+    disks(4)
+}
+
+/// A sector that cannot be read or written: an error for who asked for it, and nothing else.
+pub fn a_bad_block_is_an_error() -> Verdict {
+    let image = Image::new("bad")?;
+    let rules = Image(guest_dir().join("bad.rules.img"));
+    let rule = |event| {
+        format!(
+            "[inject-error]\nevent = \"{event}\"\nsector = \"2048\"\nerrno = \"5\"\nonce = \"off\"\n"
+        )
+    };
+    fs::write(&rules.0, rule("read_aio") + &rule("write_aio")).map_err(|e| e.to_string())?;
+    let outcome = exec(find("direct"), &["bad", "/dev/vda"], |config| {
+        config.smp = 2;
+        let file = format!(
+            "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={},\
+             rerror=report,werror=report",
+            rules.0.display(),
+            image.0.display()
+        );
+        config.qemu_args = disk("bad", &file);
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)
+}
