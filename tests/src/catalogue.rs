@@ -146,6 +146,7 @@ pub const ALONE: &[Program] = &[
     c("bugs"),
     c("pinners"),
     c("direct"),
+    c("edu"),
 ];
 
 impl Program {

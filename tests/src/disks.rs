@@ -1,7 +1,8 @@
-//! Disks: images that a guest reads and writes and that are looked at afterwards.
+//! Devices: images that a guest reads and writes and that are looked at afterwards; QEMU's teaching device.
 
 use crate::machines::{Verdict, ensure, exec, find, frames};
-use crate::{guest_dir, runner};
+use crate::{build, guest_dir, runner};
+use launcher::Outcome;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -151,4 +152,28 @@ pub fn a_bad_block_is_an_error() -> Verdict {
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
+}
+
+fn edu(kernel: PathBuf, words: &str) -> Result<Outcome, String> {
+    exec(find("edu"), &[], |config| {
+        config.kernel = kernel;
+        config.smp = 4;
+        config.cmdline = words.into();
+        let device = ["-device", "edu,dma_mask=0xffffffffffffffff"];
+        config.qemu_args = device.map(String::from).to_vec();
+    })
+}
+
+/// A device copies into a page whose process forks and writes it meanwhile; and for as long as it is registered.
+pub fn edu_copies_while_its_process_forks() -> Verdict {
+    let outcome = edu(build::kernel()?, "")?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)
+}
+
+/// The same sees BUG-5.
+pub fn edu_is_seen_when_bug_5_is_planted() -> Verdict {
+    let outcome = edu(build::test_kernel()?, "bug=5")?;
+    let seen = outcome.status == 1 && outcome.stdout.starts_with(b"FAILED ");
+    ensure(seen, "planted and not seen", &outcome)
 }

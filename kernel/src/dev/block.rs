@@ -68,8 +68,8 @@ impl<'a> Memory<'a> {
 
     fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
         let mut memory = Memory::new(way);
-        let (mut at, mut left) = (skip, len);
-        for page in pages {
+        let (mut at, mut left) = (skip % PAGE_SIZE, len);
+        for page in pages.get((skip / PAGE_SIZE) as usize..)? {
             let n = left.min(PAGE_SIZE - at);
             if n == 0 {
                 break;
@@ -80,7 +80,7 @@ impl<'a> Memory<'a> {
         (left == 0).then_some(memory)
     }
 
-    /// `len` bytes of pinned pages, after `skip` of the first one, to be written by the device. `None`: they do not hold
+    /// `len` bytes of pinned pages, after the first `skip`, to be written by the device. `None`: they do not hold
     /// that many, or lie in too many pieces.
     pub fn to_fill<S: Slots>(
         pins: &'a PinnedPages<X86, Write, S>,

@@ -23,7 +23,11 @@ const MEMORY: u16 = 1 << 1;
 const MASTER: u16 = 1 << 2;
 const NO_LINE: u16 = 1 << 10;
 const HAS_CAPABILITIES: u16 = 1 << 4;
+const MSI: u8 = 0x05;
 const MSIX: u8 = 0x11;
+/// Message control of the older kind: on; its address has 64 bits.
+const MSI_ON: u16 = 1;
+const MSI_64: u16 = 1 << 7;
 /// Message control: on; and all vectors masked.
 const MSIX_ON: u16 = 1 << 15;
 const MSIX_MASKED: u16 = 1 << 14;
@@ -113,6 +117,13 @@ impl Function {
         (self.read32(offset) >> (8 * (offset & 3))) as u8
     }
 
+    fn write32(self, offset: u8, value: u32) {
+        let _pair = PORTS.lock();
+        self.select(offset);
+        // SAFETY: as `write16`.
+        unsafe { Port::new(0xcfc).write(value) };
+    }
+
     fn write16(self, offset: u8, value: u16) {
         let _pair = PORTS.lock();
         self.select(offset);
@@ -164,6 +175,23 @@ impl Function {
         self.write16(COMMAND, self.read16(COMMAND) | MEMORY | MASTER | NO_LINE);
     }
 
+    /// Its one interrupt message of the older kind: interrupts `cpu` at `vector`.
+    pub fn msi(self, cpu: usize, vector: u8) -> Option<()> {
+        let (_, at) = self.capabilities().find(|&(id, _)| id == MSI)?;
+        let control = self.read16(at + 2);
+        self.write32(at + 4, message(cpu) as u32);
+        let data = if control & MSI_64 != 0 {
+            self.write32(at + 8, 0);
+            at + 12
+        } else {
+            at + 8
+        };
+        self.write16(data, u16::from(vector));
+        // One message, though it might have several.
+        self.write16(at + 2, control & !(7 << 4) | MSI_ON);
+        Some(())
+    }
+
     /// Its interrupt messages, switched on, none of them routed.
     pub fn msix(self) -> Option<Msix> {
         let (_, at) = self.capabilities().find(|&(id, _)| id == MSIX)?;
@@ -179,6 +207,11 @@ impl Function {
     }
 }
 
+/// Where to write a vector's number for `cpu`.
+fn message(cpu: usize) -> u64 {
+    MESSAGE | u64::from(crate::arch::apic_id(cpu)) << 12
+}
+
 /// A function's interrupt messages.
 pub struct Msix {
     table: Registers,
@@ -192,8 +225,7 @@ impl Msix {
         if u32::from(entry) >= self.entries {
             return None;
         }
-        let to = MESSAGE | u64::from(crate::arch::apic_id(cpu)) << 12;
-        self.table.write32(at, to as u32);
+        self.table.write32(at, message(cpu) as u32);
         self.table.write32(at + 4, 0);
         self.table.write32(at + 8, u32::from(vector));
         self.table.write32(at + 12, 0);
@@ -241,8 +273,9 @@ impl Registers {
     access!(read8, write8, u8);
     access!(read16, write16, u16);
     access!(read32, write32, u32);
+    access!(read64, write64, u64);
     /// Two halves, the lower first.
-    pub fn write64(&self, offset: u32, value: u64) {
+    pub fn write_halves(&self, offset: u32, value: u64) {
         self.write32(offset, value as u32);
         self.write32(offset + 4, (value >> 32) as u32);
     }

@@ -54,6 +54,7 @@ mod common {
     pub const QUEUE_DEVICE: u32 = 48;
     pub const LEN: u32 = 56;
 }
+const RESET_LOOKS: u32 = 1_000_000;
 const NO_VECTOR: u16 = 0xffff;
 
 /// Device status.
@@ -111,9 +112,8 @@ impl Transport {
     /// Resets the device and agrees on those of `wanted` that it has; `None` if not on all of `needed`.
     pub fn negotiate(&self, needed: u64, wanted: u64) -> Option<u64> {
         self.common.write8(common::STATUS, 0);
-        while self.common.read8(common::STATUS) != 0 {
-            core::hint::spin_loop();
-        }
+        // A device that does not come back is none.
+        (0..RESET_LOOKS).find(|_| self.common.read8(common::STATUS) == 0)?;
         self.status(ACKNOWLEDGE | DRIVER);
         let mut offered = 0;
         for half in 0..2 {
@@ -183,9 +183,9 @@ impl Transport {
         if c.read16(common::QUEUE_VECTOR) != n {
             return None;
         }
-        c.write64(common::QUEUE_DESC, ring);
-        c.write64(common::QUEUE_DRIVER, ring + AVAIL);
-        c.write64(common::QUEUE_DEVICE, ring + USED);
+        c.write_halves(common::QUEUE_DESC, ring);
+        c.write_halves(common::QUEUE_DRIVER, ring + AVAIL);
+        c.write_halves(common::QUEUE_DEVICE, ring + USED);
         c.write16(common::QUEUE_ENABLE, 1);
         Some(queue)
     }

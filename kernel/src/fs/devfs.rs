@@ -15,11 +15,14 @@ use super::iobuf::IoBuf;
 use super::path::Path;
 use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
-use super::{blockdev, random, tmpfs, tty};
+use super::{blockdev, edu, random, tmpfs, tty};
 use crate::SysResult;
 use mm::Errno;
 
 const MEM: u32 = 1;
+const MISC: u32 = 10;
+/// One of the minors for local use.
+const EDU: u32 = 240;
 /// Character devices: name, major, minor, permissions.
 const NODES: [(&[u8], u32, u32, u32); 8] = [
     (b"null", MEM, 3, 0o666),
@@ -46,6 +49,9 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
     }
     if tty::is_terminal() {
         root.create(b"ttyS0", Kind::Char.bits() | 0o600, makedev(4, 64))?;
+    }
+    if crate::dev::edu::edu().is_some() {
+        root.create(b"edu", Kind::Char.bits() | 0o600, makedev(MISC, EDU))?;
     }
     for n in 0.. {
         let Some(disk) = crate::dev::block::disk(n) else {
@@ -80,6 +86,7 @@ pub fn open_node(
         (MEM, 7) => Device::Full,
         (MEM, 8 | 9) => Device::Random,
         (MEM, 11) => Device::Log,
+        (MISC, EDU) => return edu::open(),
         (5, 0) => return tty::open_controlling(),
         (5, 1) | (4, 64) => return tty::open_console(flags & sys::O_NOCTTY != 0),
         _ => return Err(Errno::ENXIO),
