@@ -74,6 +74,8 @@ pub fn call(frame: &mut TrapFrame, at: u64) -> bool {
     if frame.rax == Errno::EFAULT.as_ret() {
         return false;
     }
+    // Where to is the program's word, and need not be an address at all.
+    crate::arch::full_frame_return();
     frame.rip = back;
     frame.rsp = frame.rsp.wrapping_add(8);
     true

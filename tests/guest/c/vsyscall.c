@@ -26,6 +26,15 @@ int main(void) {
   say("write: %s\n", probe(gate, 'W'));
   if (!sigsetjmp(probe_jmp, 1)) { ((long (*)(void *))(gate + 0x400))((void *)8); say("nowhere: done\n"); }
   else say("nowhere: signal %d\n", probe_info.si_signo);
+  // A return address that is none.
+  pid_t c = fork();
+  if (!c) {
+    signal(SIGSEGV, SIG_DFL);
+    asm volatile("push %0; jmp *%1" ::"r"(0x8000000000000000), "r"(gate + 0x400), "D"(0L) : "memory");
+  }
+  int st;
+  CHECK(waitpid(c, &st, 0) == c);
+  say("back to nowhere: signal %d\n", st & 0x7f);
   char b[16];
   struct iovec to = {b, 16}, from = {gate, 16};
   R(process_vm_readv(getpid(), &to, 1, &from, 1, 0));
