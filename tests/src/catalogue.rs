@@ -123,13 +123,13 @@ pub const PROGRAMS: &[Program] = &[
     },
     Program {
         args: &["1", "4000", "6"],
-        seconds: 90,
+        seconds: 300,
         compare: false,
         ..program("fuzz", Kind::Static, "fuzz")
     },
     Program {
         args: &["20261121", "4000", "6"],
-        seconds: 90,
+        seconds: 300,
         compare: false,
         ..program("fuzz_again", Kind::Static, "fuzz")
     },
