@@ -252,6 +252,14 @@ fn softd_1_a_forced_write_is_seen() {
     assert_eq!(access::write(s, wait, va, b"\x02", GupFlags::FORCE), Ok(1));
     assert!(dirty(va) && !dirty(va + P));
     assert_eq!(lab.load(s, va), Some(2));
+    // A copy for a reader who pins says what the page said that it is a copy of.
+    let child = lab.fork(s);
+    drop(pin::<Read>(&lab, s, va, 2, NONE).unwrap());
+    assert!(
+        dirty(va) && !dirty(va + P),
+        "a copy is no write, and forgets none"
+    );
+    lab.exit(child);
     lab.done();
 }
 

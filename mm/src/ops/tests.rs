@@ -995,6 +995,21 @@ mod locked {
         let b = mremap(&w, a + 400 * P, 300 * P, 600 * P);
         assert_eq!((unevictable(&w), locked_vm(&w)), (790, 790));
         assert_eq!(present(&w, b, 600), (600, 600), "growth is brought in");
+        // What is moved away from is left mapped, and locks nothing any more.
+        let flags = sys::MREMAP_MAYMOVE | sys::MREMAP_DONTUNMAP;
+        let args = MremapArgs {
+            addr: b,
+            old_len: 600 * P,
+            new_len: 600 * P,
+            flags,
+            new_addr: 0,
+        };
+        let c = ops::mremap(&w.space, &mut w.sim.can_wait(), args).expect("moved");
+        assert_eq!((unevictable(&w), locked_vm(&w)), (790, 790));
+        w.write(b, 1);
+        assert_eq!(unevictable(&w), 790, "the old place is locked no more");
+        unlock(&w, c, 600 * P);
+        assert_eq!((unevictable(&w), locked_vm(&w)), (190, 190));
         let sim = w.sim;
         w.finish();
         assert_eq!(sim.phys().lru.count(sim, List::Unevictable), 0);
