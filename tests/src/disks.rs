@@ -130,6 +130,29 @@ pub fn disks_on_four_cpus() -> Verdict {
     disks(4)
 }
 
+/// 64 MiB from disk to disk, and no byte of them by way of the CPU.
+pub fn a_disk_is_copied_to_another() -> Verdict {
+    let (from, to) = (Image::new("from")?, Image::new("to")?);
+    fs::write(&to.0, vec![0; SIZE]).map_err(|error| error.to_string())?;
+    let outcome = exec(
+        find("direct"),
+        &["copy", "/dev/vda", "/dev/vdb"],
+        |config| {
+            config.smp = 2;
+            config.qemu_args = disk("from", &format!("{},readonly=on", raw(&from.0)));
+            config.qemu_args.extend(disk("to", &raw(&to.0)));
+        },
+    )?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let [from, to] = [from, to].map(|image| fs::read(&image.0).unwrap_or_default());
+    ensure(
+        from.len() == SIZE && from == to,
+        "the disks differ",
+        &outcome,
+    )
+}
+
 /// A sector that cannot be read or written: an error for who asked for it, and nothing else.
 pub fn a_bad_block_is_an_error() -> Verdict {
     let image = Image::new("bad")?;
