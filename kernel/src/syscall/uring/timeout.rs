@@ -53,7 +53,7 @@ pub fn forget() {
     }
 }
 
-/// Whether [`keep`] was called since [`run`].
+/// Whether `keep` was called since `run`.
 pub fn changed() -> bool {
     CHANGED.load(SeqCst)
 }
