@@ -130,6 +130,29 @@ pub fn disks_on_four_cpus() -> Verdict {
     disks(4)
 }
 
+/// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.
+pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
+    let image = Image::new("lost")?;
+    let outcome = exec(
+        find("direct"),
+        &["lost", "/dev/vda", "/dev/vdb"],
+        |config| {
+            config.smp = 2;
+            config.cmdline = "disk_timeout=5".into();
+            // 256 KiB take more than four minutes, but for what goes at once.
+            let lost = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
+            config.qemu_args = disk("lost", &lost);
+            let other = format!("{},readonly=on", raw(&image.0));
+            config.qemu_args.extend(disk("other", &other));
+        },
+    )?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    let told = outcome
+        .log
+        .contains("a device that does not answer is stopped");
+    ensure(fine && told, "not as it should", &outcome)
+}
+
 /// 64 MiB from disk to disk, and no byte of them by way of the CPU.
 pub fn a_disk_is_copied_to_another() -> Verdict {
     let (from, to) = (Image::new("from")?, Image::new("to")?);

@@ -9,16 +9,23 @@
 //! barrier between the two, and QEMU 7.2 leaves a guest's barriers out where the machine has one CPU, though its devices
 //! are threads: there, device and driver tell each other of every entry.
 //!
+//! A device that does not answer in time is reset. Once it has forgotten its queues it touches no memory: then its requests have failed,
+//! and so do all that come later. One that does not even do that keeps the memory that it was given: whoever asked stays
+//! asleep, with what he has pinned.
+//!
 //! What the device says is not believed: a completion of a slot that is not busy is reported and left alone.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering, fence};
 
 use super::block::Piece;
 use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
 use crate::arch;
-use crate::memory::{direct, frames};
-use crate::sync::IrqLock;
+use crate::arch::time::now_ns;
+use crate::memory::{cmdline, direct, frames};
+use crate::sync::{IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue};
 
 pub const VENDOR: u16 = 0x1af4;
@@ -64,8 +71,42 @@ const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
 const FAILED: u8 = 128;
 
+/// How a device is stopped.
+struct Control {
+    status: Registers,
+    stopping: Mutex<()>,
+    /// It has been, and is not used any more.
+    dead: AtomicBool,
+}
+
+impl Control {
+    /// Makes the device forget all that it was told; whether it has.
+    fn reset(&self) -> bool {
+        self.status.write8(0, 0);
+        (0..RESET_LOOKS).any(|_| self.status.read8(0) == 0)
+    }
+
+    /// The end of a device that does not answer; whether it is quiet.
+    #[cold]
+    fn stop(&self) -> bool {
+        let _one = self.stopping.lock();
+        if !self.dead.load(Ordering::Relaxed) {
+            let quiet = self.reset();
+            let how = if quiet {
+                "is stopped"
+            } else {
+                "keeps its memory"
+            };
+            crate::warn!("virtio: a device that does not answer {how}");
+            self.dead.store(quiet, Ordering::Relaxed);
+        }
+        self.dead.load(Ordering::Relaxed)
+    }
+}
+
 /// A device's registers.
 pub struct Transport {
+    control: &'static Control,
     common: Registers,
     notify: Registers,
     notify_step: u32,
@@ -95,8 +136,15 @@ impl Transport {
             }
         }
         let [_, common, notify, _, device] = found;
+        let common = common.filter(|c| c.len() >= common::LEN)?;
+        let control = Control {
+            status: common.part(common::STATUS, 1),
+            stopping: Mutex::new(()),
+            dead: AtomicBool::new(false),
+        };
         Some(Transport {
-            common: common.filter(|c| c.len() >= common::LEN)?,
+            control: Box::leak(Box::new(control)),
+            common,
             notify: notify?,
             notify_step,
             device: device?,
@@ -111,9 +159,9 @@ impl Transport {
 
     /// Resets the device and agrees on those of `wanted` that it has; `None` if not on all of `needed`.
     pub fn negotiate(&self, needed: u64, wanted: u64) -> Option<u64> {
-        self.common.write8(common::STATUS, 0);
-        // A device that does not come back is none.
-        (0..RESET_LOOKS).find(|_| self.common.read8(common::STATUS) == 0)?;
+        if !self.control.reset() {
+            return None;
+        }
         self.status(ACKNOWLEDGE | DRIVER);
         let mut offered = 0;
         for half in 0..2 {
@@ -156,7 +204,7 @@ impl Transport {
             return None;
         }
         let ring = frames::alloc_zeroed()?;
-        let mut slots = alloc::vec::Vec::with_capacity(SLOTS);
+        let mut slots = Vec::with_capacity(SLOTS);
         for _ in 0..SLOTS {
             slots.push(Slot {
                 page: frames::alloc_zeroed()?,
@@ -164,7 +212,9 @@ impl Transport {
                 done: WaitQueue::new(),
             });
         }
-        let queue: &'static Queue = alloc::boxed::Box::leak(alloc::boxed::Box::new(Queue {
+        let queue: &'static Queue = Box::leak(Box::new(Queue {
+            control: self.control,
+            patience: patience(),
             n,
             ring,
             bell: self.notify.part(at, 2),
@@ -194,6 +244,12 @@ impl Transport {
     pub fn ready(&self) {
         self.status(DRIVER_OK);
     }
+}
+
+/// `disk_timeout=SECONDS`; more than any disk needs, unless it is said.
+fn patience() -> u64 {
+    let said = cmdline("disk_timeout").and_then(|text| text.parse::<u32>().ok());
+    u64::from(said.unwrap_or(60)) * 1_000_000_000
 }
 
 /// Requests in flight, and entries of a ring.
@@ -244,6 +300,9 @@ struct Inner {
 
 /// A split queue.
 pub struct Queue {
+    control: &'static Control,
+    /// Nanoseconds that a request may take.
+    patience: u64,
     n: u16,
     ring: u64,
     bell: Registers,
@@ -251,7 +310,7 @@ pub struct Queue {
     inner: IrqLock<Inner>,
     /// Threads that wait for a slot.
     room: WaitQueue,
-    slots: alloc::vec::Vec<Slot>,
+    slots: Vec<Slot>,
     /// The device has said nonsense, and we have said so.
     confused: AtomicBool,
 }
@@ -264,35 +323,49 @@ impl Queue {
         unsafe { &*(direct(self.ring + offset) as *const AtomicU16) }
     }
 
-    /// A request of `header`, then `pieces`, which the device writes if `fills`; returns its status byte when it is done.
-    /// The caller keeps the memory where it is until then. At most [`MOST`] pieces.
-    pub fn request(&self, header: &[u64; 2], pieces: &[Piece], fills: bool) -> u8 {
-        let i = self.take_slot();
+    /// A request of `header`, then `pieces`, which the device writes if `fills`; returns its status byte when it is done, or
+    /// none if the device will never be. The caller keeps the memory where it is until then. At most [`MOST`] pieces.
+    pub fn request(&self, header: &[u64; 2], pieces: &[Piece], fills: bool) -> Option<u8> {
+        let i = self.take_slot()?;
         let slot = &self.slots[i];
         let count = self.fill(slot, header, pieces, fills);
         self.put(i, count);
         let pending = || slot.state.load(Ordering::Acquire) != DONE;
-        let _ = slot.done.wait_while(Sleep::Uninterruptible, None, pending);
+        let wait = |deadline| {
+            slot.done
+                .wait_while(Sleep::Uninterruptible, deadline, pending)
+        };
+        if wait(Some(now_ns() + self.patience)).is_err() {
+            if self.control.stop() {
+                return None; // the slot is nobody's any more: nor is the queue
+            }
+            let _ = wait(None);
+        }
         // SAFETY: the slot's own page; the device is done with it.
         let status = unsafe { (direct(slot.page + STATUS_AT) as *const u8).read_volatile() };
         slot.state.store(FREE, Ordering::Relaxed);
         self.inner.lock().free |= 1 << i;
         self.room.wake_one();
-        status
+        Some(status)
     }
 
-    fn take_slot(&self) -> usize {
+    /// A free slot; none of a queue that is used no more.
+    fn take_slot(&self) -> Option<usize> {
         loop {
+            if self.control.dead.load(Ordering::Relaxed) {
+                return None;
+            }
             {
                 let mut inner = self.inner.lock();
                 if inner.free != 0 {
                     let i = inner.free.trailing_zeros();
                     inner.free &= !(1 << i);
-                    return i as usize;
+                    return Some(i as usize);
                 }
             }
             let full = || self.inner.lock().free == 0;
-            let _ = self.room.wait_while(Sleep::Uninterruptible, None, full);
+            let deadline = Some(now_ns() + self.patience);
+            let _ = self.room.wait_while(Sleep::Uninterruptible, deadline, full);
         }
     }
 

@@ -103,8 +103,8 @@ impl Blk {
         // Any queue will do: this thread may be elsewhere by the time that the answer comes.
         let queue = self.queues[arch::cpu_id() % self.queues.len()];
         match queue.request(&[kind, sector], pieces, fills) {
-            OK => Ok(()),
-            UNSUPPORTED => Err(Errno::EOPNOTSUPP),
+            Some(OK) => Ok(()),
+            Some(UNSUPPORTED) => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::EIO),
         }
     }

@@ -185,6 +185,19 @@ static void bad(const char *disk) {
   say("ok\n");
 }
 
+// This disk stops answering after a few requests; another goes on.
+static void lost(const char *disk, const char *other) {
+  int b = open(disk, O_RDONLY | O_DIRECT), o = open(other, O_RDONLY | O_DIRECT), tries = 0;
+  char *p = pages(64, PROT_READ | PROT_WRITE);
+  CHECK(b >= 0 && o >= 0);
+  while (pread(b, p, 64 * PG, 0) == 64 * PG) CHECK(++tries < 100);
+  CHECK(errno == EIO && held() == 0);
+  CHECK(pread(b, p, PG, 0) == -1 && errno == EIO);
+  CHECK(fsync(b) == -1 && errno == EIO);
+  CHECK(pread(o, p, 64 * PG, 0) == 64 * PG && is_pattern(p, 0, 64 * PG) && held() == 0);
+  say("ok\n");
+}
+
 // All of one disk to another.
 static void copy(const char *from, const char *to) {
   int a = open(from, O_RDONLY | O_DIRECT), b = open(to, O_WRONLY | O_DIRECT);
@@ -202,6 +215,7 @@ static void copy(const char *from, const char *to) {
 int main(int argc, char **argv) {
   CHECK(!mount("none", "/sys/kernel/debug", "debugfs", 0, 0) || errno == EBUSY);
   if (argc == 4 && !strcmp(argv[1], "copy")) return copy(argv[2], argv[3]), 0;
+  if (argc == 4 && !strcmp(argv[1], "lost")) return lost(argv[2], argv[3]), 0;
   CHECK(argc == 3);
   if (!strcmp(argv[1], "bad")) return bad(argv[2]), 0;
   d = open(argv[1], O_RDWR | O_DIRECT);
