@@ -93,6 +93,10 @@ pub const PROGRAMS: &[Program] = &[
         compare: false,
         ..c("gup_device")
     },
+    Program {
+        compare: false,
+        ..c("compound")
+    },
     c("fs"),
     c("procfs"),
     c("pagemap"),

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::attr::anonymous_dev;
 use super::dentry::Dentry;
 use super::pseudo::{FixedDir, Kindred, Text, TextInode, lasting_ino};
-use super::{blockdev, gup_test};
+use super::{blockdev, compound, gup_test};
 use mm::Errno;
 
 /// A new tree; all of them have the same files.
@@ -20,6 +20,7 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
     let make: fn(&mut Text) -> core::fmt::Result = |out| blockdev::report(out);
     let tree = Vec::from([
         ("block", TextInode::inode(kin, lasting_ino(), 0o444, make)),
+        ("compound", compound::inode(kin, lasting_ino())),
         ("gup_test", gup_test::inode(kin, test)),
     ]);
     Ok(Dentry::root(FixedDir::private(kin, root, root, tree)))

@@ -18,6 +18,7 @@ use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
 use crate::SysResult;
 use mm::Errno;
+use mm::phys::FolioRef;
 
 /// Shared page cache of a regular file.
 pub type Object = mm::object::FileObject<crate::arch::X86>;
@@ -36,6 +37,8 @@ pub enum Mappable {
     Object(Arc<Object>),
     /// Memory that begins at the offset that was asked for.
     Window(Arc<Object>),
+    /// A folio that the kernel has made.
+    Buffer(FolioRef<crate::arch::X86>),
     /// Zero pages of the mapping's own (`/dev/zero`).
     Anonymous,
 }

@@ -3,7 +3,7 @@
 //! Rooms: `attr inode` what a file is · `dentry mount path` names · `file fdtable context flock records` what a process
 //! has open and where it stands · `access` what it may · `iobuf` the caller's memory · `poll epoll eventfd` waiting for several things ·
 //! `content tmpfs secretmem` files in memory · `pipe fifo socketpair packets` streams · `devfs blockdev edu console tty ldisc random` devices · `procfs sysfs
-//! debugfs` the kernel's own facts · `gup_test` mm::gup for tests · `cpio boot` where the root comes from · `caller` what we ask of `task`.
+//! debugfs` the kernel's own facts · `gup_test compound` mm::gup for tests · `cpio boot` where the root comes from · `caller` what we ask of `task`.
 //!
 //! Lock order, outermost first: rename lock → file position → inode (content resize, pipe ring, terminal input;
 //! all sleeping) → dentry children → tmpfs directory entries → attributes. The last three are spin locks: nothing
@@ -15,6 +15,7 @@ pub mod attr;
 pub mod blockdev;
 mod boot;
 pub mod caller;
+pub mod compound;
 pub mod console;
 pub mod content;
 pub mod context;

@@ -9,7 +9,7 @@ use mm::{CanWait, Errno, PAGE_SHIFT, PAGE_SIZE};
 use super::Handler;
 use crate::SysResult;
 use crate::arch::{TrapFrame, X86, fpu, uaccess};
-use crate::fs::{Mappable, secretmem};
+use crate::fs::{Mappable, Object, secretmem};
 use crate::task::{self, Space};
 
 /// The family.
@@ -59,9 +59,14 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
     if flags & sys::MAP_ANONYMOUS == 0 {
         let file = task::current().files().get(fd)?;
         let shared_write = flags & sys::MAP_TYPE != sys::MAP_PRIVATE && prot & sys::PROT_WRITE != 0;
+        let mut buffer = None;
         let (object, offset) = match file.mmap(offset)? {
             Mappable::Object(object) => (object, offset),
             Mappable::Window(object) => (object, 0),
+            Mappable::Buffer(folio) => {
+                buffer = Some(folio);
+                (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
+            }
             Mappable::Anonymous => return map(args),
         };
         let sealed = file.ops().mmap_write_denied();
@@ -76,6 +81,11 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
             append: file.append(),
             executable: true,
         });
+        if let Some(folio) = buffer {
+            crate::memory::headroom()?;
+            let at = ops::mmap_buffer(space()?, &mut can_wait(), args, &folio)?;
+            return Ok(at as usize);
+        }
     }
     map(args)
 }

@@ -1,10 +1,11 @@
 //! mmap: arguments to a new VMA.
 
+use super::insert::insert_page;
 use super::{limits, mlock, munmap, populate};
 use crate::addr::{MMAP_MIN_ADDR, PAGE_SHIFT, PAGE_SIZE, USER_END, UserRange, page_down, page_up};
 use crate::errno::Errno;
 use crate::object::FileObject;
-use crate::phys::Hw;
+use crate::phys::{FolioRef, Hw};
 use crate::space::{AddressSpace, MmapWriteGuard, NewVma, VmaFlags};
 use crate::wait::CanWait;
 use alloc::sync::Arc;
@@ -192,8 +193,29 @@ pub fn mmap<H: Hw>(
 pub fn mmap_with_key<H: Hw>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,
+    a: MmapArgs<H>,
+    key: u32,
+) -> Result<u64, Errno> {
+    map(space, wait, a, key, None)
+}
+
+/// A driver's own memory: the pages of `buffer`, from the file's offset on, are there at once; past its end
+/// nothing is (SIGBUS). `a.file` is the driver's file, whose object is empty. Shared and writable mappings only (`EINVAL`).
+pub fn mmap_buffer<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    a: MmapArgs<H>,
+    buffer: &FolioRef<H>,
+) -> Result<u64, Errno> {
+    map(space, wait, a, 0, Some(buffer))
+}
+
+fn map<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
     mut a: MmapArgs<H>,
     key: u32,
+    buffer: Option<&FolioRef<H>>,
 ) -> Result<u64, Errno> {
     let hw = wait.hw();
     if a.len == 0 {
@@ -208,6 +230,12 @@ pub fn mmap_with_key<H: Hw>(
         return Err(Errno::EOVERFLOW);
     }
     let mut flags = vma_flags(&a)?.with_key(key);
+    if buffer.is_some() {
+        if !flags.contains(VmaFlags::SHARED) {
+            return Err(Errno::EINVAL);
+        }
+        flags |= VmaFlags::MIXEDMAP;
+    }
     if a.file.is_none() && flags.contains(VmaFlags::SHARED) {
         // Shared anonymous memory is a file without a name.
         limits::enough_memory(hw, flags | VmaFlags::WRITE, len >> PAGE_SHIFT)?;
@@ -246,6 +274,12 @@ pub fn mmap_with_key<H: Hw>(
         object,
     };
     map_region(space, wait, &mut guard, new)?;
+    if let Some(buffer) = buffer
+        && let Err(e) = fill(space, &guard, range, pgoff, buffer)
+    {
+        munmap::unmap(wait, &mut guard, range)?;
+        return Err(e);
+    }
     drop(guard);
     // Secret memory is locked, and comes when it is touched.
     if flags.contains(VmaFlags::LOCKED) && !flags.is_secret()
@@ -255,6 +289,23 @@ pub fn mmap_with_key<H: Hw>(
         let _ = populate::populate_all(space, wait, range, VmaFlags::empty());
     }
     Ok(range.start())
+}
+
+/// Maps what `buffer` has from page `pgoff` on.
+fn fill<H: Hw>(
+    space: &AddressSpace<H>,
+    guard: &MmapWriteGuard<'_, H>,
+    range: UserRange,
+    pgoff: u64,
+    buffer: &FolioRef<H>,
+) -> Result<(), Errno> {
+    let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
+    let has = buffer.order().pages().saturating_sub(pgoff);
+    for i in 0..range.pages().min(has) {
+        let va = range.start() + (i << PAGE_SHIFT);
+        insert_page(space, guard, vma, va, buffer, pgoff + i)?;
+    }
+    Ok(())
 }
 
 /// Replaces whatever `new.range` held.
