@@ -14,7 +14,6 @@ use super::attr::{major, makedev, minor};
 use super::file::File;
 use super::inode::FileOps;
 use super::iobuf::{IoBuf, UserSpan};
-use super::pipe::PipeBuf;
 use crate::SysResult;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{self, Bounce, Disk, Memory, PIECES, SECTOR, Way};
@@ -271,18 +270,8 @@ impl FileOps for Device {
         Ok(done)
     }
 
-    fn splice_read(
-        &self,
-        file: &File,
-        pos: &mut u64,
-        most: usize,
-        _nonblock: bool,
-    ) -> Result<Option<PipeBuf>, Errno> {
-        PipeBuf::copied(most, |buf| self.read(file, buf, pos))
-    }
-
-    fn splice_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
-        self.write(file, buf, pos)
+    fn splices_by_copy(&self) -> bool {
+        true
     }
 
     fn size(&self) -> u64 {

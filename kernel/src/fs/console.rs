@@ -9,13 +9,11 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::file::File;
 use super::inode::FileOps;
 use super::iobuf::IoBuf;
-use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
 use crate::SysResult;
 use crate::serial;
 use crate::sync::{IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue};
-use mm::Errno;
 
 const RING: usize = 1024;
 
@@ -113,18 +111,8 @@ impl FileOps for RawConsole {
         write_chunks(buf, raw_write)
     }
 
-    fn splice_read(
-        &self,
-        file: &File,
-        pos: &mut u64,
-        most: usize,
-        _nonblock: bool,
-    ) -> Result<Option<PipeBuf>, Errno> {
-        PipeBuf::copied(most, |buf| self.read(file, buf, pos))
-    }
-
-    fn splice_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
-        self.write(file, buf, pos)
+    fn splices_by_copy(&self) -> bool {
+        true
     }
 
     fn seekable(&self) -> bool {

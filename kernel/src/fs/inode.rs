@@ -156,17 +156,28 @@ pub trait FileOps: Send + Sync {
     /// where a socket would wait. EINVAL: the file cannot be spliced from.
     fn splice_read(
         &self,
-        _file: &File,
-        _pos: &mut u64,
-        _most: usize,
+        file: &File,
+        pos: &mut u64,
+        most: usize,
         _nonblock: bool,
     ) -> Result<Option<PipeBuf>, Errno> {
-        Err(Errno::EINVAL)
+        if !self.splices_by_copy() {
+            return Err(Errno::EINVAL);
+        }
+        PipeBuf::copied(most, |buf| self.read(file, buf, pos))
+    }
+
+    /// Whether to splice is to read and to write, if the file does not say how it goes otherwise.
+    fn splices_by_copy(&self) -> bool {
+        false
     }
 
     /// As `write`, of bytes that come from a pipe or another file. EINVAL: the file cannot be spliced to.
-    fn splice_write(&self, _file: &File, _buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
-        Err(Errno::EINVAL)
+    fn splice_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        if !self.splices_by_copy() {
+            return Err(Errno::EINVAL);
+        }
+        self.write(file, buf, pos)
     }
 
     /// Whether the file has a position: pipes and terminals have none (ESPIPE).

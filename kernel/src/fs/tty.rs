@@ -15,7 +15,6 @@ use super::file::File;
 use super::inode::FileOps;
 use super::iobuf::IoBuf;
 use super::ldisc::{KeySignal, Ldisc, TOSTOP, Termios, VMIN, VTIME};
-use super::pipe::PipeBuf;
 use super::poll::{Notify, PollQueue, Ready};
 use super::{caller, console};
 use crate::SysResult;
@@ -334,18 +333,8 @@ impl FileOps for TtyFile {
         TTY.write(buf)
     }
 
-    fn splice_read(
-        &self,
-        file: &File,
-        pos: &mut u64,
-        most: usize,
-        _nonblock: bool,
-    ) -> Result<Option<PipeBuf>, Errno> {
-        PipeBuf::copied(most, |buf| self.read(file, buf, pos))
-    }
-
-    fn splice_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
-        self.write(file, buf, pos)
+    fn splices_by_copy(&self) -> bool {
+        true
     }
 
     fn seekable(&self) -> bool {

@@ -18,18 +18,6 @@ struct longterm { uint64_t addr, size; uint32_t flags; };
 #define PAGES 512UL
 
 static int dev;
-static long held(void) {
-  FILE *f = fopen("/proc/vmstat", "r");
-  char line[128];
-  long n, sum = 0;
-  CHECK(f);
-  while (fgets(line, sizeof line, f)) {
-    if (sscanf(line, "nr_foll_pin_acquired %ld", &n) == 1) sum += n;
-    if (sscanf(line, "nr_foll_pin_released %ld", &n) == 1) sum -= n;
-  }
-  fclose(f);
-  return sum;
-}
 static long ask(unsigned long cmd, void *p, uint64_t pages, uint32_t per_call) {
   struct request r = {.addr = (uint64_t)p, .size = pages * PG, .per_call = per_call, .gup_flags = 1};
   return ioctl(dev, cmd, &r) ? -1 : (long)(r.size / PG);
@@ -79,11 +67,11 @@ int main(void) {
     CHECK(ask(ways[w], p, PAGES, PAGES) == PAGES);
     CHECK(ask(ways[w], p + 3 * PG, 100, 7) == 100);
     CHECK(ask(ways[w], p + (PAGES - 5) * PG, 5, 5) == 5);
-    CHECK(held() == 0);
+    CHECK(pins_held() == 0);
   }
   // Held while its mapping is forked, moved, made read-only and taken away.
   struct longterm l = {(uint64_t)p, PAGES * PG, 1};
-  CHECK(!ioctl(dev, START, &l) && held() == PAGES);
+  CHECK(!ioctl(dev, START, &l) && pins_held() == PAGES);
   pid_t k = fork();
   if (!k) {
     CHECK(p[100 * PG] == 100 && frame(p + 100 * PG) == first + 100);
@@ -98,11 +86,11 @@ int main(void) {
   CHECK(!mprotect(q, 10 * PG, PROT_READ | PROT_WRITE));
   q[0] = 42;
   CHECK(frame(q) == first);
-  CHECK(!munmap(q + 200 * PG, 100 * PG) && !munmap(q, PAGES * PG) && close(c) == 0 && held() == PAGES);
+  CHECK(!munmap(q + 200 * PG, 100 * PG) && !munmap(q, PAGES * PG) && close(c) == 0 && pins_held() == PAGES);
   char *back = malloc(PAGES * PG);
   uint64_t to = (uint64_t)back;
   CHECK(!ioctl(dev, READ, &to) && back[0] == 42 && back[100 * PG] == 99 && back[511 * PG] == (char)511);
-  CHECK(!ioctl(dev, STOP) && held() == 0);
+  CHECK(!ioctl(dev, STOP) && pins_held() == 0);
   // Another process's, by the slow way.
   c = open("/sys/kernel/debug/compound", O_RDWR);
   p = mmap(0, 16 * PG, PROT_READ | PROT_WRITE, MAP_SHARED, c, 496 * PG);
@@ -116,7 +104,7 @@ int main(void) {
   CHECK(!munmap(p, 16 * PG) && !close(c));
   CHECK(process_vm_readv(k, &here, 1, &there, 1, 0) == 14);
   kill(k, SIGKILL);
-  CHECK(waitpid(k, &st, 0) == k && held() == 0);
+  CHECK(waitpid(k, &st, 0) == k && pins_held() == 0);
   say("ok\n");
   return 0;
 }

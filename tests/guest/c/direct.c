@@ -37,7 +37,6 @@ static long figure(const char *file, const char *name) {
 }
 static long copied(void) { return figure("/sys/kernel/debug/block", "copied"); }
 static long moved(void) { return figure("/sys/kernel/debug/block", "direct"); }
-static long held(void) { return figure("/proc/vmstat", "nr_foll_pin_acquired") - figure("/proc/vmstat", "nr_foll_pin_released"); }
 static char *pages(size_t n, int prot) {
   char *p = mmap(0, n * PG, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(p != MAP_FAILED);
@@ -181,7 +180,7 @@ static void bad(const char *disk) {
     CHECK(n > 0 && n <= 512 * 1024 && is_pattern(p, MB - 512 * 1024, n));
     close(b);
   }
-  CHECK(held() == 0);
+  CHECK(pins_held() == 0);
   say("ok\n");
 }
 
@@ -191,10 +190,10 @@ static void lost(const char *disk, const char *other) {
   char *p = pages(64, PROT_READ | PROT_WRITE);
   CHECK(b >= 0 && o >= 0);
   while (pread(b, p, 64 * PG, 0) == 64 * PG) CHECK(++tries < 100);
-  CHECK(errno == EIO && held() == 0);
+  CHECK(errno == EIO && pins_held() == 0);
   CHECK(pread(b, p, PG, 0) == -1 && errno == EIO);
   CHECK(fsync(b) == -1 && errno == EIO);
-  CHECK(pread(o, p, 64 * PG, 0) == 64 * PG && is_pattern(p, 0, 64 * PG) && held() == 0);
+  CHECK(pread(o, p, 64 * PG, 0) == 64 * PG && is_pattern(p, 0, 64 * PG) && pins_held() == 0);
   say("ok\n");
 }
 
@@ -208,7 +207,7 @@ static void copy(const char *from, const char *to) {
   ssize_t n;
   while ((n = read(a, p, step)) > 0) CHECK(write(b, p, n) == n);
   CHECK(n == 0 && !fsync(b));
-  CHECK(copied() == before && moved() == straight + 2 * (long)SIZE && held() == 0);
+  CHECK(copied() == before && moved() == straight + 2 * (long)SIZE && pins_held() == 0);
   say("ok\n");
 }
 
@@ -230,7 +229,7 @@ int main(int argc, char **argv) {
   pthread_t t[4];
   for (long i = 0; i < 4; i++) CHECK(!pthread_create(&t[i], 0, load, (void *)i));
   for (int i = 0; i < 4; i++) pthread_join(t[i], 0);
-  CHECK(copied() == before && moved() > 4 * (long)MB && held() == 0);
+  CHECK(copied() == before && moved() > 4 * (long)MB && pins_held() == 0);
   // By way of the kernel's memory: any address and length; parts of blocks.
   int b = open(argv[1], O_RDWR);
   char text[] = "written in the middle of a block", back[100000];

@@ -21,18 +21,6 @@ static int run(unsigned long how, void *at, uint32_t len, uint32_t offset, int t
 static int put(void *at, uint32_t len, uint32_t offset) { return run(DMA, at, len, offset, 1); }
 static int get(void *at, uint32_t len, uint32_t offset) { return run(DMA, at, len, offset, 0); }
 static int hold(void *at, uint64_t len) { struct buffer b = {(uint64_t)at, len}; return ioctl(d, REGISTER, &b); }
-static long held(void) {
-  FILE *f = fopen("/proc/vmstat", "r");
-  char line[128];
-  long n, sum = 0;
-  CHECK(f);
-  while (fgets(line, sizeof line, f)) {
-    if (sscanf(line, "nr_foll_pin_acquired %ld", &n) == 1) sum += n;
-    if (sscanf(line, "nr_foll_pin_released %ld", &n) == 1) sum -= n;
-  }
-  fclose(f);
-  return sum;
-}
 static char *pages(size_t n, int prot) {
   char *p = mmap(0, n * PG, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(p != MAP_FAILED);
@@ -63,7 +51,7 @@ static void refused(void) {
   CHECK(run(DMA_REGISTERED, 0, 16, 0, 1) == -1 && errno == ENXIO);
   CHECK(hold(p, 0) == -1 && errno == EINVAL);
   CHECK(hold(p, -1UL) == -1 && errno == EINVAL);
-  CHECK(hold(p + PG, 2 * PG) == -1 && errno == EFAULT && held() == 0);
+  CHECK(hold(p + PG, 2 * PG) == -1 && errno == EFAULT && pins_held() == 0);
   CHECK(ioctl(d, 1, 0) == -1 && errno == ENOTTY);
   CHECK(ioctl(d, DMA, 8) == -1 && errno == EFAULT);
 }
@@ -86,7 +74,7 @@ static void forks(void) {
   memset(page, 1, PG);
   pthread_t t;
   CHECK(!pthread_create(&t, 0, fills, 0));
-  while (!held()) sched_yield();
+  while (!pins_held()) sched_yield();
   int n = 0;
   while (!atomic_load(&done)) {
     pid_t c = fork();
@@ -102,7 +90,7 @@ static void forks(void) {
 
 static void registered(void) {
   char *p = pages(4, PROT_READ | PROT_WRITE);
-  CHECK(!hold(p + 100, 3 * PG) && held() == 4);
+  CHECK(!hold(p + 100, 3 * PG) && pins_held() == 4);
   CHECK(hold(p, PG) == -1 && errno == EBUSY);
   CHECK(run(DMA_REGISTERED, (void *)(3 * PG - 8), 16, 0, 0) == -1 && errno == EINVAL);
   strcpy(p + 100 + PG - 5, "across two pages");
@@ -116,17 +104,17 @@ static void registered(void) {
   CHECK(!run(DMA_REGISTERED, 0, 23, 100, 1));
   CHECK(!run(DMA_REGISTERED, (void *)(2 * PG), 23, 100, 0) && !strcmp(p + 100 + 2 * PG, "written after the fork"));
   // Without its mapping the memory stays the device's.
-  CHECK(!munmap(p, 4 * PG) && held() == 4);
+  CHECK(!munmap(p, 4 * PG) && pins_held() == 4);
   CHECK(!run(DMA_REGISTERED, (void *)PG, 23, 100, 0));
-  CHECK(!ioctl(d, UNREGISTER) && held() == 0);
+  CHECK(!ioctl(d, UNREGISTER) && pins_held() == 0);
   // Whoever dies lets go.
   c = fork();
   if (!c) {
     d = open("/dev/edu", O_RDWR);
-    CHECK(!hold(pages(1, PROT_READ | PROT_WRITE), PG) && held() == 1);
+    CHECK(!hold(pages(1, PROT_READ | PROT_WRITE), PG) && pins_held() == 1);
     kill(getpid(), SIGKILL);
   }
-  CHECK(waitpid(c, &st, 0) == c && WIFSIGNALED(st) && held() == 0);
+  CHECK(waitpid(c, &st, 0) == c && WIFSIGNALED(st) && pins_held() == 0);
 }
 
 int main(void) {
@@ -137,7 +125,7 @@ int main(void) {
   forks();
   registered();
   char *p = pages(2, PROT_READ | PROT_WRITE);
-  CHECK(!put(p + 1, 4089, 6) && !get(p + PG - 3, 4089, 6) && held() == 0);
+  CHECK(!put(p + 1, 4089, 6) && !get(p + PG - 3, 4089, 6) && pins_held() == 0);
   say("ok\n");
   return 0;
 }

@@ -188,3 +188,16 @@ __attribute__((unused)) static uint64_t mono_ns(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+// Pins of user pages that somebody holds, as /proc/vmstat counts them.
+__attribute__((unused)) static long pins_held(void) {
+  FILE *f = fopen("/proc/vmstat", "r");
+  char line[128];
+  long n, sum = 0;
+  CHECK(f);
+  while (fgets(line, sizeof line, f)) {
+    if (sscanf(line, "nr_foll_pin_acquired %ld", &n) == 1) sum += n;
+    if (sscanf(line, "nr_foll_pin_released %ld", &n) == 1) sum -= n;
+  }
+  fclose(f);
+  return sum;
+}
