@@ -329,7 +329,11 @@ impl Hw for X86 {
         &memory::PHYS
     }
 
-    fn make_room(self, _: &mut mm::CanWait<Self>) -> bool {
+    fn make_room(self, wait: &mut mm::CanWait<Self>) -> bool {
+        use crate::fs::blockdev::shrink;
+        if shrink(wait, false) != 0 || shrink(wait, true) != 0 {
+            return true;
+        }
         crate::oom::out_of_memory();
         !crate::task::fatal_signal_pending()
     }

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
+use mm::object::cache::{Unfilled, WINDOW};
 use mm::{Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
 
@@ -14,6 +15,7 @@ use crate::memory::{direct, frames};
 pub const SECTOR: u64 = 512;
 /// Pieces of memory in one transfer.
 pub const PIECES: usize = 64;
+const _: () = assert!(WINDOW <= PIECES);
 
 /// Bytes of memory in a row, by physical address.
 #[derive(Clone, Copy, Default)]
@@ -97,6 +99,20 @@ impl<'a> Memory<'a> {
         len: u64,
     ) -> Option<Self> {
         Memory::of_pages(Way::Drain, pins.pages(), skip, len)
+    }
+
+    /// Frames that are about to enter the page cache, at most `len` bytes of them, to be written by the device.
+    pub fn of_unfilled(frames: &'a Unfilled, len: u64) -> Self {
+        let mut memory = Memory::new(Way::Fill);
+        let mut left = len;
+        for pfn in frames.pfns() {
+            let n = left.min(PAGE_SIZE);
+            if n == 0 || memory.push(pfn.0 << 12, n).is_none() {
+                break;
+            }
+            left -= n;
+        }
+        memory
     }
 
     /// The first `len` bytes of the kernel's own.

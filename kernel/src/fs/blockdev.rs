@@ -1,27 +1,40 @@
 //! Block special files: a disk as one long file.
 //!
 //! With `O_DIRECT` the caller's pages are pinned and the device is given their addresses: nothing is copied. All must lie on
-//! the disk's blocks then. Without it, and for the kernel's own buffers, bytes go by way of a bounce buffer; there is no
-//! cache. Writes of parts of blocks read the rest first, one at a time.
+//! the disk's blocks then. Without it, and for the kernel's own buffers, reads come from the disk's page cache, which mappings
+//! show too, and writes go by way of a bounce buffer to the disk at once. Writes of parts of blocks read the rest first,
+//! one at a time. Every write takes what it has changed out of the cache (`mm::object::cache`, rule 5).
+//!
+//! The cache is there for as long as somebody has the disk open or mapped.
 #![forbid(unsafe_code)]
 
-use alloc::sync::Arc;
+use alloc::boxed::Box;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
+use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
 use super::attr::{major, makedev, minor};
 use super::file::File;
-use super::inode::FileOps;
+use super::content::Content;
+use super::inode::{FileOps, Mappable, Object};
 use super::iobuf::{IoBuf, UserSpan};
+use super::mapped;
 use crate::SysResult;
+use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{self, Bounce, Disk, Memory, PIECES, SECTOR, Way};
+use crate::memory;
 use crate::sync::Mutex;
 use crate::task::current;
 use crate::task::space::can_wait;
 use mm::gup::{GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_fast};
-use mm::{Errno, PAGE_SIZE};
+use mm::object::{Source, Unfilled};
+use mm::{CanWait, Errno, PAGE_SIZE};
+use spin::Mutex as Spin;
 
 /// One of Linux's majors for local use; a disk and its partitions share sixteen minors.
 pub const MAJOR: u32 = 254;
@@ -65,11 +78,72 @@ pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
     if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }
-    Ok(Arc::new(Device { disk }))
+    let content = Content::of(cache(disk)?);
+    Ok(Arc::new(Device { disk, content }))
 }
 
 struct Device {
     disk: &'static dyn Disk,
+    content: Content,
+}
+
+/// What is read of a disk.
+struct Blocks {
+    disk: &'static dyn Disk,
+}
+
+impl Source<X86> for Blocks {
+    fn read(
+        &self,
+        wait: &mut CanWait<X86>,
+        first: u64,
+        into: &Unfilled,
+    ) -> Result<(), Errno> {
+        // Before memory is short for those who cannot read theirs again.
+        let (total, free) = memory::totals();
+        if free < total / 8 && shrink(wait, false) == 0 {
+            shrink(wait, true);
+        }
+        memory::headroom()?;
+        let left = self.disk.sectors() * SECTOR - first * PAGE_SIZE;
+        let memory = Memory::of_unfilled(into, left);
+        self.disk.transfer(first * (PAGE_SIZE / SECTOR), &memory)?;
+        Ok(())
+    }
+}
+
+/// The caches of disks in use.
+static CACHES: Spin<Vec<(&'static dyn Disk, Weak<Object>)>> = Spin::new(Vec::new());
+
+fn cache(disk: &'static dyn Disk) -> Result<Arc<Object>, Errno> {
+    let size = disk.sectors() * SECTOR;
+    let new = Object::new_paged(X86, Box::new(Blocks { disk }), size);
+    let mut caches = CACHES.lock();
+    let known = caches.iter().position(|(d, _)| ptr::addr_eq(*d, disk));
+    match known.map(|i| &mut caches[i].1) {
+        Some(weak) => match weak.upgrade() {
+            Some(cache) => return Ok(cache),
+            None => *weak = Arc::downgrade(&new),
+        },
+        None => {
+            caches.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            caches.push((disk, Arc::downgrade(&new)));
+        }
+    }
+    Ok(new)
+}
+
+/// Lets go of cached blocks that nobody uses or, with `mapped`, that nobody has pinned. Returns how many pages. Sleeps.
+pub fn shrink(wait: &mut CanWait<X86>, mapped: bool) -> u64 {
+    let mut pages = 0;
+    for n in 0.. {
+        let cache = match CACHES.lock().get(n) {
+            Some((_, weak)) => weak.upgrade(),
+            None => break,
+        };
+        pages += cache.map_or(0, |cache| cache.shrink(wait, mapped));
+    }
+    pages
 }
 
 /// One writer at a time, but for direct ones: who changes a part of a block has read the rest of it.
@@ -159,29 +233,16 @@ impl Device {
         (first, skip, n, whole)
     }
 
-    fn read_copied(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize) -> SysResult {
-        let mut bounce = Bounce::new()?;
-        let mut done = 0;
-        while done < len && !crate::task::fatal_signal_pending() {
-            let (first, skip, n, whole) = self.blocks(*pos, len - done);
-            let memory = Memory::of_bounce(&mut bounce, Way::Fill, whole);
-            let got = self
-                .disk
-                .transfer(first / SECTOR, &memory)
-                .and_then(|()| buf.put(&bounce.bytes()[skip..skip + n]));
-            match got {
-                Ok(put) => {
-                    *pos += put as u64;
-                    done += put;
-                    COPIED.fetch_add(put as u64, Ordering::Relaxed);
-                    if put < n {
-                        break;
-                    }
-                }
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
-            }
-        }
+    /// The bytes of `range` on the disk are others now.
+    fn changed(&self, range: Range<u64>) {
+        let end = range.end.div_ceil(PAGE_SIZE);
+        let cache = self.content.object();
+        cache.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
+    }
+
+    fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let done = self.content.read(buf, pos)?;
+        COPIED.fetch_add(done as u64, Ordering::Relaxed);
         Ok(done)
     }
 
@@ -231,8 +292,9 @@ impl Device {
         }
         let len = if parts { whole } else { taken };
         let all = Memory::of_bounce(bounce, Way::Drain, len);
-        self.disk.transfer(sector, &all)?;
-        Ok(taken)
+        let written = self.disk.transfer(sector, &all);
+        self.changed(first..first + len as u64);
+        written.map(|()| taken)
     }
 
     fn is_direct(file: &File, buf: &IoBuf<'_>) -> bool {
@@ -248,7 +310,7 @@ impl FileOps for Device {
         } else if Device::is_direct(file, buf) {
             self.direct(buf, pos, len, Way::Fill)
         } else {
-            self.read_copied(buf, pos, len)
+            self.read_cached(buf, pos)
         }
     }
 
@@ -260,7 +322,11 @@ impl FileOps for Device {
         let done = if len == 0 {
             return Err(Errno::ENOSPC);
         } else if Device::is_direct(file, buf) {
-            self.direct(buf, pos, len, Way::Drain)
+            let start = *pos;
+            let done = self.direct(buf, pos, len, Way::Drain);
+            // Also of one that failed: nobody knows how far it came.
+            self.changed(start..start + len as u64);
+            done
         } else {
             self.write_copied(buf, pos, len)
         }?;
@@ -268,6 +334,18 @@ impl FileOps for Device {
             self.disk.flush()?;
         }
         Ok(done)
+    }
+
+    fn mmap(&self, file: &File) -> Result<Mappable, Errno> {
+        let cache = self.content.object();
+        let attr = file.inode().attr();
+        mapped::remember(cache, file, attr.dev, attr.ino);
+        Ok(Mappable::Object(cache.clone()))
+    }
+
+    /// Nobody writes back what a mapping has changed.
+    fn mmap_write_denied(&self) -> bool {
+        true
     }
 
     fn splices_by_copy(&self) -> bool {
@@ -291,7 +369,10 @@ impl FileOps for Device {
             BLKBSZGET => put_user(arg, &(PAGE_SIZE as u32))?,
             BLKIOOPT | BLKALIGNOFF => put_user(arg, &0u32)?,
             BLKROGET => put_user(arg, &u32::from(self.disk.read_only()))?,
-            BLKFLSBUF => self.disk.flush()?,
+            BLKFLSBUF => {
+                self.disk.flush()?;
+                self.changed(0..self.bytes());
+            }
             BLKDISCARD => {
                 let [start, len]: [u64; 2] = get_user(arg)?;
                 if !file.writable() {
@@ -301,7 +382,9 @@ impl FileOps for Device {
                 if end.is_none() || len == 0 || (start | len) & (u64::from(block) - 1) != 0 {
                     return Err(Errno::EINVAL);
                 }
-                self.disk.discard(start / SECTOR, len / SECTOR)?;
+                let gone = self.disk.discard(start / SECTOR, len / SECTOR);
+                self.changed(start..start + len);
+                gone?;
             }
             _ => return Err(Errno::ENOTTY),
         }

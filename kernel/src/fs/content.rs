@@ -48,6 +48,14 @@ impl Content {
         })
     }
 
+    /// Of what can be read in from elsewhere; nothing is written through this.
+    pub fn of(object: Arc<Object>) -> Self {
+        Content {
+            object,
+            resize: Mutex::new(()),
+        }
+    }
+
     pub fn object(&self) -> &Arc<Object> {
         &self.object
     }
@@ -77,6 +85,13 @@ impl Content {
                 // SAFETY: the reference keeps the frame; `at + n` is within it. Others may write it meanwhile, as
                 // through a shared mapping: bytes are copied as they are.
                 Some(page) => unsafe { buf.put_raw(page.ptr().add(at), n) },
+                None if self.object.is_paged() => {
+                    match self.object.page_in(&mut can_wait(), *pos / PAGE_SIZE) {
+                        Ok(()) if !crate::task::fatal_signal_pending() => continue,
+                        Err(errno) if done == 0 => return Err(errno),
+                        _ => break,
+                    }
+                }
                 None => buf.put_zeros(n),
             };
             *pos += moved as u64;

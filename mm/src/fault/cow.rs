@@ -144,7 +144,7 @@ fn replace<H: Hw, G: MayInstall<H>>(
         None => cx.space.add_rss(RssKind::Anon, 1),
         Some(source) => {
             if !source.is_anon() {
-                cx.space.add_rss(RssKind::Shmem, -1);
+                cx.space.add_rss(cx.vma.file_rss(), -1);
                 cx.space.add_rss(RssKind::Anon, 1);
             }
             drop(pt);

@@ -22,6 +22,7 @@ impl From<CacheError> for Stop {
         match e {
             CacheError::NoFrame => Stop::NoFrame,
             CacheError::Beyond => Stop::Signal(Signal::BeyondEnd),
+            CacheError::Absent => Stop::Absent,
         }
     }
 }
@@ -77,7 +78,7 @@ pub(super) fn shared_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     if pt.get(i).is_empty() {
         let entry = Pte::leaf(folio.pfn(), cx.own_bits());
         if map(&mut pt, i, object, index, folio, entry) {
-            cx.space.add_rss(RssKind::Shmem, 1);
+            cx.space.add_rss(cx.vma.file_rss(), 1);
         }
     }
     Ok(())
@@ -95,6 +96,9 @@ pub(super) fn private_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step 
     }
     let family = cx.vma.join_family();
     let source = object.lookup(index);
+    if source.is_none() && object.is_paged() {
+        return Err(Stop::Absent);
+    }
     let frame = cow::filled(hw, G::FRAMES, source.as_ref())?;
     let mut pt = match cx.space.tables.pte_table_alloc(cx.va, cx.permit) {
         Ok(pt) => pt,
@@ -159,7 +163,7 @@ pub(super) fn read<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
         mapped += i64::from(map(&mut pt, i0 + k, object, first + k as u64, folio, entry));
     }
     if mapped != 0 {
-        cx.space.add_rss(RssKind::Shmem, mapped);
+        cx.space.add_rss(cx.vma.file_rss(), mapped);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Access, Fault, FaultOutcome, handle};
+use super::{Access, Fault, FaultOutcome, handle, page_in};
 use crate::errno::Errno;
 use crate::phys::Hw;
 use crate::space::{MmapReadGuard, Vmas};
@@ -44,6 +44,16 @@ pub fn fixup_user_fault<'a, H: Hw>(
                 return (Ok(()), unlocked, g);
             }
             FaultOutcome::Signal(g, _) => return (Err(Errno::EFAULT), unlocked, g),
+            FaultOutcome::Absent => {
+                let read = page_in(space, wait, va);
+                unlocked = true;
+                guard = space.mmap_read(wait);
+                match read {
+                    Ok(()) => {}
+                    Err(Errno::EIO) => return (Err(Errno::EFAULT), unlocked, guard),
+                    Err(errno) => return (Err(errno), unlocked, guard),
+                }
+            }
             FaultOutcome::NoFrame => {
                 let again = wait.hw().make_room(wait);
                 unlocked = true;

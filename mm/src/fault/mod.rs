@@ -15,6 +15,7 @@ pub mod fixup;
 mod unshare;
 
 use crate::addr::{PAGE_SIZE, USER_END, page_down};
+use crate::errno::Errno;
 use crate::hw::FlushRange;
 use crate::phys::{Folio, Hw, NoFrame, lru};
 use crate::race::planted;
@@ -88,6 +89,8 @@ pub enum Signal {
     NotAllowed,
     /// SIGBUS, beyond the end of the object.
     BeyondEnd,
+    /// SIGBUS, the object's source failed.
+    Unreadable,
 }
 
 impl Signal {
@@ -95,7 +98,7 @@ impl Signal {
         match self {
             Signal::NotMapped => FaultResult::Segv { code: SEGV_MAPERR },
             Signal::NotAllowed => FaultResult::Segv { code: SEGV_ACCERR },
-            Signal::BeyondEnd => FaultResult::Bus { code: BUS_ADRERR },
+            Signal::BeyondEnd | Signal::Unreadable => FaultResult::Bus { code: BUS_ADRERR },
         }
     }
 }
@@ -114,8 +117,10 @@ impl Signal {
 pub enum FaultOutcome<G> {
     /// The caller follows the address again; somebody may have been faster, so it may fault again.
     Mapped(G),
-    /// The caller takes the lock again and starts over: no frame was free, or the handler had to sleep.
+    /// The caller makes room, takes the lock again and starts over.
     NoFrame,
+    /// The page is not in memory: the caller has it read ([`page_in`]), takes the lock again and starts over.
+    Absent,
     /// The caller reports it.
     Signal(G, Signal),
 }
@@ -125,6 +130,8 @@ pub enum FaultOutcome<G> {
 pub(crate) enum Stop {
     Signal(Signal),
     NoFrame,
+    /// See [`FaultOutcome::Absent`].
+    Absent,
 }
 
 impl From<NoFrame> for Stop {
@@ -215,15 +222,50 @@ pub fn user_fault_locked<H: Hw>(
     };
     let step = resolve(space, wait, &guard, &*guard, &fault);
     drop(guard);
-    result(step)
+    result(space, wait, fault.va, step)
 }
 
+/// What comes of a step. No lock is held.
 #[inline]
-fn result(step: Step) -> FaultResult {
+fn result<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    va: u64,
+    step: Step,
+) -> FaultResult {
     match step {
         Ok(()) => FaultResult::Done { major: false },
         Err(Stop::Signal(s)) => s.result(),
         Err(Stop::NoFrame) => FaultResult::Oom,
+        // The access comes again, and finds the page.
+        Err(Stop::Absent) => match page_in(space, wait, va) {
+            Ok(()) => FaultResult::Done { major: true },
+            Err(Errno::EINTR) => FaultResult::Killed,
+            Err(Errno::ENOMEM) => FaultResult::Oom,
+            Err(_) => Signal::Unreadable.result(),
+        },
+    }
+}
+
+/// Reads in what is mapped at an address, with no lock held meanwhile (LOCK-5): nothing that was looked up before may be used
+/// after. Success does not promise that the page is there: the caller starts over.
+///
+/// `EIO` its source failed, `ENOMEM`, `EINTR` for a dying thread.
+#[cold]
+#[inline(never)]
+pub fn page_in<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    va: u64,
+) -> Result<(), Errno> {
+    let guard = space.mmap_read_killable(wait)?;
+    let found = guard
+        .find(va)
+        .and_then(|vma| Some((vma.object()?.clone(), vma.index_of(page_down(va)))));
+    drop(guard);
+    match found {
+        Some((object, index)) => object.page_in(wait, index),
+        None => Ok(()),
     }
 }
 
@@ -242,7 +284,7 @@ fn under_mmap_lock<H: Hw>(
             Some(vma) if vma.start() <= fault.va => {
                 let step = resolve(space, wait, &guard, vma, &fault);
                 drop(guard);
-                return result(step);
+                return result(space, wait, fault.va, step);
             }
             Some(vma) => vma.flags().contains(VmaFlags::GROWSDOWN),
             None => false,
@@ -407,6 +449,7 @@ fn outcome<G>(guard: G, step: Step) -> FaultOutcome<G> {
         Ok(()) => FaultOutcome::Mapped(guard),
         Err(Stop::Signal(s)) => FaultOutcome::Signal(guard, s),
         Err(Stop::NoFrame) => FaultOutcome::NoFrame,
+        Err(Stop::Absent) => FaultOutcome::Absent,
     }
 }
 

@@ -1,8 +1,8 @@
 //! The core loop and the retry protocol (LOOP, LOCK): guard in, guard or its loss out.
 //!
 //! Look up as far as it goes, fault in what is missing, look again, until the range ends, something is refused
-//! or a signal says stop. The mmap lock is held for reading throughout, except that a fault that finds no frame
-//! lets it go: then room is made with no lock held, the lock is taken again, and the VMA is looked up and
+//! or a signal says stop. The mmap lock is held for reading throughout, except that a fault that finds no frame,
+//! or must read its page in, lets it go: then that is done with no lock held, the lock is taken again, and the VMA is looked up and
 //! asked for its permission anew, for another thread may have changed all of it. Whoever lent us the lock and does
 //! not get it back knows thereby that what he looked up before is void (LOCK-6).
 //!
@@ -171,8 +171,11 @@ pub(super) fn held<H: Hw, G: MayInstall<H> + Deref<Target = Vmas<H>>>(
             Next::Finished => return Ok(run.done),
             Next::Refused(errno) => return run.end(space.hw(), Err(errno)),
             Next::Fault { va, need } => {
-                if let Err(why) = fault_in(space, guard, wait, va, need, run.job.want) {
-                    return run.end(space.hw(), Err(why));
+                match fault_in(space, guard, wait, va, need, run.job.want) {
+                    Ok(()) => {}
+                    // To be read in, and the lock may not go: what there is (FAULT-5).
+                    Err(Errno::EBUSY) => return run.end(space.hw(), Ok(())),
+                    Err(why) => return run.end(space.hw(), Err(why)),
                 }
             }
         }
@@ -196,6 +199,7 @@ fn fault_in<H: Hw, G: MayInstall<H> + Deref<Target = Vmas<H>>>(
     step.map_err(|why| match why {
         Stop::Signal(_) => Errno::EFAULT,
         Stop::NoFrame => Errno::ENOMEM,
+        Stop::Absent => Errno::EBUSY,
     })
 }
 
@@ -226,8 +230,8 @@ pub(super) fn unlockable<'a, H: Hw>(
         if want.has(GupFlags::NOWAIT) {
             match fault_in(space, &guard, wait, va, need, want) {
                 Ok(()) => continue,
-                // To wait for memory is what was not wanted: 0 is no error here.
-                Err(Errno::ENOMEM) => break Ok(()),
+                // To wait for memory, or for a disk, is what was not wanted: 0 is no error here.
+                Err(Errno::ENOMEM | Errno::EBUSY) => break Ok(()),
                 Err(errno) => break Err(errno),
             }
         }
@@ -244,11 +248,11 @@ pub(super) fn unlockable<'a, H: Hw>(
                 guard = g;
                 break Err(Errno::EFAULT); // FAULT-7
             }
-            FaultOutcome::NoFrame => {
+            what @ (FaultOutcome::NoFrame | FaultOutcome::Absent) => {
                 lost = true;
                 point(wait.hw(), Point::SlowUnlocked);
-                if !wait.hw().make_room(wait) {
-                    return (run.end(wait.hw(), Err(Errno::ENOMEM)), None);
+                if let Err(errno) = without_lock(space, wait, va, what) {
+                    return (run.end(wait.hw(), Err(errno)), None);
                 }
                 match space.mmap_read_killable(wait) {
                     Ok(g) => guard = g,
@@ -258,6 +262,24 @@ pub(super) fn unlockable<'a, H: Hw>(
         }
     };
     (run.end(wait.hw(), why), (!lost).then_some(guard))
+}
+
+/// What a fault needed and could not do under a lock.
+#[cold]
+fn without_lock<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    va: u64,
+    what: FaultOutcome<MmapReadGuard<'_, H>>,
+) -> Result<(), Errno> {
+    if matches!(what, FaultOutcome::Absent) {
+        match fault::page_in(space, wait, va) {
+            Err(Errno::EIO) => return Err(Errno::EFAULT), // FAULT-7
+            Err(Errno::ENOMEM) => {}
+            other => return other,
+        }
+    }
+    wait.hw().make_room(wait).then_some(()).ok_or(Errno::ENOMEM)
 }
 
 /// The lock is taken here and given back (LOCK-4, LOCK-7).

@@ -1,4 +1,5 @@
-//! The page cache of memory-backed files: tmpfs, memfd, shared anonymous memory, program images.
+//! The page cache: of files in memory (tmpfs, memfd, shared anonymous memory, program images), and of what is paged in
+//! from elsewhere.
 //!
 //! A page is in the cache from its first use until it is truncated, punched out, or the object goes; an
 //! offset without one is a hole and reads as zeroes. `read`, `write` and mappings see the same frames. The
@@ -18,13 +19,24 @@
 //!    read-modify-writes before the look, so one of them sees the other; the second zap waits for the table
 //!    lock, hence for the entry.
 //! 4. A fault looks at the size before it looks for the page (SIGBUS past the last page).
+//!
+//! An object with a [`Source`] has no holes: a page that is not in the cache is [`CacheError::Absent`], and who wants it lets
+//! go of every lock and calls [`FileObject::page_in`]. A page is filled before it can be found, so there is none
+//! with half of its content. Against changes of the source (`rmap`'s `invalidate`, which follows the change):
+//!
+//! 5. Who reads remembers the epoch first, and puts in what it read, under the cache's lock, if that is still the epoch.
+//!    Who invalidates moves the epoch, and then takes the pages out. So what was read before the change is
+//!    either taken out or never put in.
 
 use super::edges::EdgeList;
 use super::radix::Radix;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
-use crate::phys::{Folio, FolioRef, Hw, NoFrame, Use};
+use crate::errno::Errno;
+use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Owned, Use, Zeroed};
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
 use crate::sync::{Class, RwSem, SpinLock};
+use crate::wait::CanWait;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 /// Why there is no page.
@@ -34,6 +46,8 @@ pub enum CacheError {
     NoFrame,
     /// Past the end of the object: SIGBUS.
     Beyond,
+    /// It must be read in first ([`FileObject::page_in`]).
+    Absent,
 }
 
 impl From<NoFrame> for CacheError {
@@ -53,6 +67,28 @@ pub struct Label {
     pub ino: u64,
 }
 
+/// Where an object's pages come from.
+pub trait Source<H: Hw>: Send + Sync {
+    /// Fills the frames with the pages from `first` on, as far as the object goes; the rest of its last page is zeroes
+    /// already. Nobody writes to them after it returned. Sleeps. `EIO`; `ENOMEM`: what is free is needed elsewhere.
+    fn read(&self, wait: &mut CanWait<H>, first: u64, into: &Unfilled) -> Result<(), Errno>;
+}
+
+/// Pages that are read in at once, an aligned window.
+pub const WINDOW: usize = 16;
+
+/// Frames that wait for their content.
+pub struct Unfilled {
+    frames: [Option<Frame<Owned>>; WINDOW],
+}
+
+impl Unfilled {
+    /// Which, in the order of their pages.
+    pub fn pfns(&self) -> impl Iterator<Item = Pfn> {
+        self.frames.iter().flatten().map(Frame::pfn)
+    }
+}
+
 /// See the module.
 pub struct FileObject<H: Hw> {
     hw: H,
@@ -68,29 +104,46 @@ pub struct FileObject<H: Hw> {
     label: SpinLock<Label>,
     /// Its pages leave the direct map.
     secret: bool,
+    source: Option<Box<dyn Source<H>>>,
+    /// Rule 5.
+    epoch: AtomicU64,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-/// Pages in all caches of all machines (a test process may run several).
+/// Pages of files in memory, of all machines (a test process may run several).
 static CACHED: AtomicI64 = AtomicI64::new(0);
 
-/// Pages in all page caches: `Cached` and `Shmem` of meminfo.
+/// Pages of files in memory: `Shmem` of meminfo.
 pub fn cached_pages() -> u64 {
     CACHED.load(Relaxed).max(0) as u64
+}
+
+/// The same of what is paged in from elsewhere.
+static PAGED: AtomicI64 = AtomicI64::new(0);
+
+/// Pages that can be read again.
+pub fn paged_pages() -> u64 {
+    PAGED.load(Relaxed).max(0) as u64
 }
 
 impl<H: Hw> FileObject<H> {
     /// An empty object.
     pub fn new(hw: H) -> Option<Arc<Self>> {
-        Some(Self::build(hw, false))
+        Some(Self::build(hw, false, None))
     }
     /// An empty object of secret memory (VMA-11): while a page is in the cache the kernel cannot reach its bytes,
     /// and when the last reference goes they are cleared.
     pub fn new_secret(hw: H) -> Arc<Self> {
-        Self::build(hw, true)
+        Self::build(hw, true, None)
+    }
+    /// An object of `size` bytes that are read from `source`.
+    pub fn new_paged(hw: H, source: Box<dyn Source<H>>, size: u64) -> Arc<Self> {
+        let object = Self::build(hw, false, Some(source));
+        object.extend(size);
+        object
     }
 
-    fn build(hw: H, secret: bool) -> Arc<Self> {
+    fn build(hw: H, secret: bool, source: Option<Box<dyn Source<H>>>) -> Arc<Self> {
         Arc::new(Self {
             hw,
             id: NEXT_ID.fetch_add(1, Relaxed),
@@ -102,6 +155,8 @@ impl<H: Hw> FileObject<H> {
             writable: AtomicI64::new(0),
             label: SpinLock::new(Class::Wait, Label::default()),
             secret,
+            source,
+            epoch: AtomicU64::new(0),
         })
     }
 
@@ -109,6 +164,12 @@ impl<H: Hw> FileObject<H> {
     #[inline]
     pub fn is_secret(&self) -> bool {
         self.secret
+    }
+
+    /// Whether what is not in the cache has to be read in.
+    #[inline]
+    pub fn is_paged(&self) -> bool {
+        self.source.is_some()
     }
 
     /// The machine.
@@ -232,14 +293,28 @@ impl<H: Hw> FileObject<H> {
         if inside && index >= self.end_page() {
             return Err(CacheError::Beyond);
         }
+        if self.is_paged() {
+            return Err(CacheError::Absent);
+        }
         let hw = self.hw;
         let frame = match self.secret {
             false => hw.phys().alloc(hw, Use::Movable),
             true => hw.phys().alloc_unmovable(hw),
         };
         let frame = frame.ok_or(NoFrame)?.zero(hw);
+        self.insert(index, frame, || !inside || index < self.end_page())
+    }
+
+    /// Puts a page in, if `wanted` says so under the lock (else it is [`CacheError::Beyond`]) and nobody was faster.
+    fn insert(
+        &self,
+        index: u64,
+        frame: Frame<Zeroed>,
+        wanted: impl FnOnce() -> bool,
+    ) -> Result<FolioRef<H>, CacheError> {
+        let hw = self.hw;
         // Its one reference is ours until it is in the tree.
-        let folio = Folio::init_file(hw, frame, self.word(), index);
+        let folio = Folio::init_file(hw, frame, self.word(), index, !self.is_paged());
         // Who finds the page through a mapping learns whose it is without reaching for us (`ops::futex_key`).
         folio.desc().private.store(self.id, Relaxed);
         if self.secret && !folio.hide() {
@@ -247,15 +322,14 @@ impl<H: Hw> FileObject<H> {
             return Err(CacheError::NoFrame);
         }
         let mut tree = self.tree.lock(hw);
-        let lost = if inside && index >= self.end_page() {
+        let lost = if !wanted() {
             Err(CacheError::Beyond)
         } else {
             match tree.insert(index, folio.pfn()) {
                 Ok(None) => {
                     let found = folio.get();
                     drop(tree);
-                    self.pages.fetch_add(1, Relaxed);
-                    CACHED.fetch_add(1, Relaxed);
+                    self.count(1);
                     folio.lru_add();
                     return Ok(found);
                 }
@@ -267,6 +341,63 @@ impl<H: Hw> FileObject<H> {
         drop(tree);
         folio.put();
         lost
+    }
+
+    /// Reads in the page at `index`, and those after it in its window that are missing. Nobody promises that it is still there
+    /// afterwards. Sleeps; no lock is held. `EIO`, `ENOMEM`; nothing to do is success.
+    pub fn page_in(&self, wait: &mut CanWait<H>, index: u64) -> Result<(), Errno> {
+        let Some(source) = &self.source else {
+            return Ok(());
+        };
+        let hw = self.hw;
+        let epoch = self.epoch.load(Acquire);
+        let size = self.size();
+        let window = (index | (WINDOW as u64 - 1)) + 1;
+        let end = window.min(self.end_page());
+        let mut into = Unfilled {
+            frames: [const { None }; WINDOW],
+        };
+        for (at, slot) in (index..end).zip(&mut into.frames) {
+            if self.lookup(at).is_some() {
+                break;
+            }
+            *slot = hw.phys().alloc(hw, Use::Movable);
+            match slot {
+                Some(frame) if size - (at << PAGE_SHIFT) < PAGE_SIZE => {
+                    hw.clear_frame(hw.frame_ptr(frame.pfn()));
+                }
+                Some(_) => {}
+                None if at == index => return Err(Errno::ENOMEM),
+                None => break,
+            }
+        }
+        if into.frames[0].is_none() {
+            return Ok(());
+        }
+        let mut read = source.read(wait, index, &into);
+        for (at, frame) in (index..end).zip(into.frames.into_iter().flatten()) {
+            if read.is_err() {
+                hw.phys().free(hw, frame);
+                continue;
+            }
+            let fresh = || self.epoch.load(Acquire) == epoch;
+            // Whoever comes too late for the epoch looks again.
+            if let Err(CacheError::NoFrame) = self.insert(at, frame.assume_init(), fresh) {
+                read = Err(Errno::ENOMEM);
+            }
+        }
+        read
+    }
+
+    /// What was read before this is not put in any more (rule 5).
+    pub(crate) fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, SeqCst);
+    }
+
+    fn count(&self, pages: i64) {
+        self.pages.fetch_add(pages as u64, Relaxed);
+        let all = if self.is_paged() { &PAGED } else { &CACHED };
+        all.fetch_add(pages, Relaxed);
     }
 
     /// The first page at or after `from` that is in the cache: SEEK_DATA.
@@ -284,12 +415,13 @@ impl<H: Hw> FileObject<H> {
         self.size.swap(size, SeqCst)
     }
 
-    /// Takes up to `out.len()` pages of `from..end` out of the cache, in order; what is returned holds the
+    /// Takes up to `out.len()` pages of `from..end` that `which` wants out of the cache, in order; what is returned holds the
     /// cache's references. The owner words are cleared (rule 1).
     pub(crate) fn evict_some(
         &self,
         from: u64,
         end: u64,
+        which: impl Fn(Folio<H>) -> bool,
         out: &mut [Option<(u64, FolioRef<H>)>],
     ) -> usize {
         let mut tree = self.tree.lock(self.hw);
@@ -299,16 +431,18 @@ impl<H: Hw> FileObject<H> {
             let Some((index, p)) = tree.next(at).filter(|&(i, _)| i < end) else {
                 break;
             };
-            tree.remove(index);
             let folio = Folio::new(self.hw, p);
+            at = index + 1;
+            if !which(folio) {
+                continue;
+            }
+            tree.remove(index);
             folio.desc().mapping.swap(0, SeqCst);
             out[n] = Some((index, FolioRef::adopt(folio)));
             n += 1;
-            at = index + 1;
         }
         drop(tree);
-        self.pages.fetch_sub(n as u64, Relaxed);
-        CACHED.fetch_sub(n as i64, Relaxed);
+        self.count(-(n as i64));
         n
     }
 }
@@ -319,7 +453,7 @@ impl<H: Hw> Drop for FileObject<H> {
         let mut out = [const { None }; 32];
         let mut from = 0;
         loop {
-            let n = self.evict_some(from, u64::MAX, &mut out);
+            let n = self.evict_some(from, u64::MAX, |_| true, &mut out);
             for slot in &mut out[..n] {
                 if let Some((index, folio)) = slot.take() {
                     from = index + 1;

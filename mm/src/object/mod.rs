@@ -9,5 +9,5 @@ pub mod edges;
 pub mod radix;
 
 pub use anon::{AnonFamily, FamilyRef};
-pub use cache::{CacheError, FileObject};
+pub use cache::{CacheError, FileObject, Source, Unfilled};
 pub use edges::{EdgeList, MapEdge, RmapGuard};

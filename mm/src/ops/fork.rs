@@ -95,7 +95,7 @@ fn copy_entries<H: Hw>(
             let mut dst = match child.tables.pte_table_alloc(piece.start(), to) {
                 Ok(dst) => dst,
                 Err(e) => {
-                    copy.count(child);
+                    copy.count(child, vma);
                     if let Some(frame) = spare.take() {
                         hw.phys().free(hw, frame);
                     }
@@ -116,13 +116,13 @@ fn copy_entries<H: Hw>(
                 // Stopped at a page that needs a copy of its own.
                 let frame = hw.phys().alloc(hw, Use::Movable);
                 if frame.is_none() {
-                    copy.count(child);
+                    copy.count(child, vma);
                     return Err(NoFrame);
                 }
                 spare = frame;
             }
         }
-        copy.count(child);
+        copy.count(child, vma);
         hw.cond_resched();
     }
     if let Some(frame) = spare {
@@ -215,12 +215,12 @@ impl<H: Hw> Copy<H> {
         Pte::leaf(folio.pfn(), self.bits)
     }
 
-    fn count(&self, child: &AddressSpace<H>) {
+    fn count(&self, child: &AddressSpace<H>, vma: &Vma<H>) {
         if self.anon != 0 {
             child.add_rss(RssKind::Anon, self.anon);
         }
         if self.file != 0 {
-            child.add_rss(RssKind::Shmem, self.file);
+            child.add_rss(vma.file_rss(), self.file);
         }
     }
 }

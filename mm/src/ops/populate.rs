@@ -81,10 +81,27 @@ fn step<H: Hw>(
     };
     vma.allows(ask).map_err(|e| (vma_end, e))?;
     let access = if write { Access::Write } else { Access::Read };
-    let (next, done) = part(space, wait, &guard, vma, at.max(vma.start()), end, access);
+    let done = part(space, wait, &guard, vma, at.max(vma.start()), end, access);
     drop(guard);
     wait.hw().cond_resched();
-    done.map(|()| next).map_err(|e| (vma_end, e))
+    goes_on(space, wait, done).map_err(|e| (vma_end, e))
+}
+
+/// Where to go on. No lock is held.
+fn goes_on<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    done: Result<u64, Halt>,
+) -> Result<u64, Errno> {
+    match done {
+        Ok(next) => Ok(next),
+        Err(Halt::Failed(errno)) => Err(errno),
+        Err(Halt::Absent(va)) => match fault::page_in(space, wait, va) {
+            Ok(()) => Ok(va),
+            Err(Errno::EIO) => Err(Errno::EFAULT),
+            Err(errno) => Err(errno),
+        },
+    }
 }
 
 /// MADV_POPULATE_READ and MADV_POPULATE_WRITE (POP-6): as accesses would, hence nothing is forced; ends at
@@ -107,10 +124,9 @@ pub(crate) fn populate_access<H: Hw>(
         let guard = space.mmap_read_killable(wait)?;
         let vma = guard.find(at).ok_or(Errno::ENOMEM)?;
         vma.allows(ask).map_err(|_| Errno::EINVAL)?;
-        let (next, done) = part(space, wait, &guard, vma, at, end, access);
+        let done = part(space, wait, &guard, vma, at, end, access);
         drop(guard);
-        done?;
-        at = next;
+        at = goes_on(space, wait, done)?;
         wait.hw().cond_resched();
     }
     Ok(())
@@ -118,6 +134,13 @@ pub(crate) fn populate_access<H: Hw>(
 
 /// Entries of one table.
 type Set = [u64; 8];
+
+/// Why a part is not all there.
+enum Halt {
+    Failed(Errno),
+    /// The page at this address must be read in, without locks.
+    Absent(u64),
+}
 
 /// Makes present what one table covers of the VMA from `at` on, before `end`; returns where that stops.
 fn part<'a, H: Hw>(
@@ -128,7 +151,7 @@ fn part<'a, H: Hw>(
     at: u64,
     end: u64,
     access: Access,
-) -> (u64, Result<(), Errno>) {
+) -> Result<u64, Halt> {
     let base = at & !(PMD_SIZE - 1);
     let stop = (base + PMD_SIZE).min(vma.end()).min(end);
     let (first, last) = ((at - base) >> PAGE_SHIFT, (stop - base) >> PAGE_SHIFT);
@@ -141,7 +164,7 @@ fn part<'a, H: Hw>(
     loop {
         let present = look(space, guard, base, &mut wanted, access);
         if wanted == [0; 8] {
-            return (stop, Ok(()));
+            return Ok(stop);
         }
         for (w, word) in wanted.iter().enumerate() {
             let mut left = *word;
@@ -149,7 +172,7 @@ fn part<'a, H: Hw>(
                 let k = left.trailing_zeros() as u64;
                 left &= left - 1;
                 if wait.hw().fatal_signal_pending() {
-                    return (stop, Err(Errno::EINTR));
+                    return Err(Halt::Failed(Errno::EINTR));
                 }
                 let fault = Fault {
                     va: base + ((64 * w as u64 + k) << PAGE_SHIFT),
@@ -159,8 +182,9 @@ fn part<'a, H: Hw>(
                 };
                 match fault::resolve(space, wait, guard, vma, &fault) {
                     Ok(()) => wait.hw().count_fault(),
-                    Err(Stop::Signal(_)) => return (stop, Err(Errno::EFAULT)),
-                    Err(Stop::NoFrame) => return (stop, Err(Errno::ENOMEM)),
+                    Err(Stop::Signal(_)) => return Err(Halt::Failed(Errno::EFAULT)),
+                    Err(Stop::NoFrame) => return Err(Halt::Failed(Errno::ENOMEM)),
+                    Err(Stop::Absent) => return Err(Halt::Absent(fault.va)),
                 }
             }
         }

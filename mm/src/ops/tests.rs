@@ -1247,7 +1247,7 @@ mod locked {
     fn pop_3_who_lists_a_page_finds_it_locked() {
         let w = World::new();
         let frame = w.sim.phys().alloc(w.sim, crate::phys::Use::Movable);
-        let folio = Folio::init_file(w.sim, frame.expect("a frame").zero(w.sim), 64, 0);
+        let folio = Folio::init_file(w.sim, frame.expect("a frame").zero(w.sim), 64, 0, true);
         folio.mlock();
         assert_eq!(unevictable(&w), 0, "on no list");
         folio.lru_add();
@@ -1571,7 +1571,7 @@ fn secret_memory_comes_back_with_its_last_holder() {
     assert_eq!((w.read(a), w.read(a + 3 * P)), (7, 9));
     // The cache lets go of one page before its entry does.
     let mut out = [const { None }; 1];
-    assert_eq!(object.evict_some(0, 1, &mut out), 1);
+    assert_eq!(object.evict_some(0, 1, |_| true, &mut out), 1);
     drop(out);
     drop(object);
     w.unmap(a, 4 * P);

@@ -28,7 +28,7 @@ pub(crate) fn zap_range<H: Hw, G: StableVma<H>>(
             space.add_rss(RssKind::Anon, -anon);
         }
         if file != 0 {
-            space.add_rss(RssKind::Shmem, -file);
+            space.add_rss(vma.file_rss(), -file);
         }
     });
 }

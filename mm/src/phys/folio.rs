@@ -61,15 +61,23 @@ impl<H: Hw> Folio<H> {
     }
     /// A fresh page-cache page of `object` (address): one reference (the cache's), not mapped.
     #[inline]
-    pub fn init_file<S: FrameState>(hw: H, f: Frame<S>, object: usize, index: u64) -> Self {
+    ///
+    /// `swapbacked`: it has no file on a disk.
+    pub fn init_file<S: FrameState>(
+        hw: H,
+        f: Frame<S>,
+        object: usize,
+        index: u64,
+        swapbacked: bool,
+    ) -> Self {
         let pfn = f.into_pfn();
         let d = hw.desc(pfn);
         d.mapping.store(object, Relaxed);
         d.index.store(index, Relaxed);
         d.maps.store(0, Relaxed);
         let fixed = d.flags.load(Relaxed) & flag::FIXED;
-        d.flags
-            .store(fixed | flag::SWAPBACKED | flag::UPTODATE, Relaxed);
+        let kind = if swapbacked { flag::SWAPBACKED } else { 0 };
+        d.flags.store(fixed | kind | flag::UPTODATE, Relaxed);
         Self { hw, pfn }
     }
 

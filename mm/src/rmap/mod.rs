@@ -162,7 +162,7 @@ fn zap<H: Hw>(
             batch.retire_folio(old.pfn());
         }
         drop(table);
-        space.add_rss(RssKind::Shmem, -file);
+        space.add_rss(vma.file_rss(), -file);
         space.add_rss(RssKind::Anon, -anon);
     }
 }

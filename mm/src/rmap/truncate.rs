@@ -4,7 +4,7 @@ use super::{Copies, unmap_file_range};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
 use crate::hw::Park;
 use crate::object::FileObject;
-use crate::phys::Hw;
+use crate::phys::{Folio, Hw};
 use crate::wait::CanWait;
 
 /// Pages taken out of a cache between two yield points.
@@ -20,7 +20,7 @@ impl<H: Hw> FileObject<H> {
         if size <= old {
             let first = size.div_ceil(PAGE_SIZE);
             unmap_file_range(self, (first, u64::MAX), Copies::Drop, wait);
-            self.drop_pages((first, u64::MAX), wait);
+            self.drop_pages((first, u64::MAX), |_| true, wait);
             self.zero_in_page(size, first << PAGE_SHIFT);
         }
         self.resize.unlock_write(self.hw());
@@ -39,19 +39,50 @@ impl<H: Hw> FileObject<H> {
             self.zero_in_page(start, end);
         } else {
             unmap_file_range(self, (first, last), Copies::Keep, wait);
-            self.drop_pages((first, last), wait);
+            self.drop_pages((first, last), |_| true, wait);
             self.zero_in_page(start, first << PAGE_SHIFT);
             self.zero_in_page(last << PAGE_SHIFT, end);
         }
         self.resize.unlock_write(self.hw());
     }
 
+    /// The source of pages `first..end` has changed: what was read of it before is forgotten, by mappings too. Private copies
+    /// stay, and so does what others hold of the old pages. Sleeps, as [`Self::set_size`].
+    pub fn invalidate(&self, wait: &mut CanWait<H>, first: u64, end: u64) {
+        while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        self.begin_epoch();
+        unmap_file_range(self, (first, end), Copies::Keep, wait);
+        self.drop_pages((first, end), |_| true, wait);
+        self.resize.unlock_write(self.hw());
+    }
+
+    /// Lets go of pages that can be read in again and that only the cache holds; with `mapped`, takes them from their
+    /// mappings first. Returns how many. Pages without a source, and pinned ones, stay. Sleeps, as [`Self::set_size`].
+    pub fn shrink(&self, wait: &mut CanWait<H>, mapped: bool) -> u64 {
+        if !self.is_paged() || self.pages() == 0 {
+            return 0;
+        }
+        while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        let had = self.pages();
+        if mapped {
+            unmap_file_range(self, (0, u64::MAX), Copies::Keep, wait);
+        }
+        self.drop_pages((0, u64::MAX), |folio| folio.desc().ref_count() == 1, wait);
+        self.resize.unlock_write(self.hw());
+        had.saturating_sub(self.pages())
+    }
+
     /// Takes pages out of the cache; a mapping that came after the unmap is found by its count.
-    fn drop_pages(&self, (first, end): (u64, u64), wait: &mut CanWait<H>) {
+    fn drop_pages(
+        &self,
+        (first, end): (u64, u64),
+        which: impl Fn(Folio<H>) -> bool,
+        wait: &mut CanWait<H>,
+    ) {
         let mut out = [const { None }; BATCH];
         let mut from = first;
         loop {
-            let n = self.evict_some(from, end, &mut out);
+            let n = self.evict_some(from, end, &which, &mut out);
             for slot in &mut out[..n] {
                 if let Some((index, folio)) = slot.take() {
                     from = index + 1;

@@ -6,7 +6,7 @@
 //! write-locked (or in no tree) and, what the edges tell, also under their lists' locks. A freed
 //! VMA keeps its lock words: a reader that came late still undoes its count there.
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, RssKind};
 use super::flags::VmaFlags;
 use super::tree::VmaNode;
 use crate::addr::{PAGE_SHIFT, UserRange};
@@ -130,6 +130,14 @@ impl<H: Hw> Vma<H> {
     pub fn object(&self) -> Option<&Arc<FileObject<H>>> {
         // SAFETY: written only while nobody can hold a lock that lends out `&Vma` (see `Sync` above).
         unsafe { &*self.object.get() }.as_ref()
+    }
+    /// As what its object's pages are counted.
+    #[inline]
+    pub fn file_rss(&self) -> RssKind {
+        match self.object() {
+            Some(object) if object.is_paged() => RssKind::File,
+            _ => RssKind::Shmem,
+        }
     }
     /// Whether pages of it are private anonymous memory from the start.
     #[inline]

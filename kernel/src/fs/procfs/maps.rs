@@ -142,6 +142,7 @@ struct Tally {
     pss: u64,
     pss_dirty: u64,
     pss_anon: u64,
+    pss_file: u64,
     pss_shmem: u64,
     shared_clean: u64,
     shared_dirty: u64,
@@ -196,9 +197,10 @@ impl Tally {
             if !dirty && !page.has(flag::SWAPBACKED) {
                 self.lazy_free += PAGE;
             }
-        } else {
-            // Every file is in memory.
+        } else if page.has(flag::SWAPBACKED) {
             self.pss_shmem += share;
+        } else {
+            self.pss_file += share;
         }
         let kind = match (mappers > 1, dirty) {
             (true, false) => &mut self.shared_clean,
@@ -218,6 +220,7 @@ impl Tally {
         self.pss += o.pss;
         self.pss_dirty += o.pss_dirty;
         self.pss_anon += o.pss_anon;
+        self.pss_file += o.pss_file;
         self.pss_shmem += o.pss_shmem;
         self.shared_clean += o.shared_clean;
         self.shared_dirty += o.shared_dirty;
@@ -243,7 +246,7 @@ impl Tally {
         row("Pss_Dirty", self.pss_dirty >> 22)?;
         if rollup {
             row("Pss_Anon", self.pss_anon >> 22)?;
-            row("Pss_File", 0)?;
+            row("Pss_File", self.pss_file >> 22)?;
             row("Pss_Shmem", self.pss_shmem >> 22)?;
         }
         row("Shared_Clean", self.shared_clean >> 10)?;

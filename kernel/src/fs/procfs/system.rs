@@ -124,7 +124,7 @@ impl Source for CoreUsesPid {
     }
 }
 
-/// Files have no copy on disk, so whatever number is written, what goes is what the kernel keeps for itself.
+/// 1 or 3: cached blocks of disks that nobody uses. Whatever is written, what the kernel keeps for itself goes, too.
 struct DropCaches;
 
 impl Source for DropCaches {
@@ -134,8 +134,12 @@ impl Source for DropCaches {
 
     fn write(&self, text: &[u8]) -> Result<(), Errno> {
         let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
-        if !matches!(text.trim().parse(), Ok(1..=4)) {
+        let what = text.trim().parse();
+        if !matches!(what, Ok(1..=4)) {
             return Err(Errno::EINVAL);
+        }
+        if what.is_ok_and(|n| n & 1 != 0) {
+            crate::fs::blockdev::shrink(&mut crate::task::space::can_wait(), false);
         }
         crate::task::drop_caches();
         Ok(())
@@ -154,13 +158,14 @@ impl Source for Box<Fixed> {
 fn meminfo(out: &mut Text) -> fmt::Result {
     let m = caller::memory();
     let c = kpage::census();
+    let paged = mm::object::cache::paged_pages();
     let mut row = |name: &str, pages: u64| {
         writeln!(out, "{:<16}{:>8} kB", alloc::format!("{name}:"), pages * 4)
     };
     row("MemTotal", m.total)?;
     row("MemFree", m.free)?;
-    row("MemAvailable", m.free)?;
-    row("Buffers", 0)?;
+    row("MemAvailable", m.free + paged)?;
+    row("Buffers", paged)?;
     row("Cached", m.file)?;
     row("SwapCached", 0)?;
     row("Active", m.active_anon + m.active_file)?;

@@ -1,0 +1,219 @@
+// cached DISK: a disk that holds `pattern`, read through its page cache, by read and by mappings. Checks itself.
+//   cached DISK          all of the below
+//   cached small DISK    more than fits into memory
+//   cached bad DISK      sector 2048 cannot be read
+#include "t.h"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+
+#define SIZE (64UL * MB)
+
+static const char *disk;
+static uint64_t pattern(uint64_t at) { return (at / 8 + 1) * 0x9e3779b97f4a7c15; }
+static int is_pattern(const char *p, uint64_t at, size_t len) {
+  for (size_t i = 0; i < len; i += 8) {
+    uint64_t w;
+    memcpy(&w, p + i, 8);
+    if (w != pattern(at + i)) return 0;
+  }
+  return 1;
+}
+static int opened(int flags) {
+  int d = open(disk, flags);
+  CHECK(d >= 0);
+  return d;
+}
+static char *mapped(int d, size_t len, int prot, int flags, off_t at) {
+  char *p = mmap(0, len, prot, flags, d, at);
+  CHECK(p != MAP_FAILED);
+  return p;
+}
+static long major(void) {
+  struct rusage r;
+  CHECK(!getrusage(RUSAGE_SELF, &r));
+  return r.ru_majflt;
+}
+static void drop(void) {
+  int d = open("/proc/sys/vm/drop_caches", O_WRONLY);
+  CHECK(d >= 0 && write(d, "1", 1) == 1 && !close(d));
+}
+static int resident(char *p) {
+  unsigned char b;
+  CHECK(!mincore(p, PG, &b));
+  return b & 1;
+}
+static long kib(const char *file, const char *name) {
+  FILE *f = fopen(file, "r");
+  CHECK(f);
+  char line[256];
+  long n = -1;
+  while (fgets(line, sizeof line, f))
+    if (!strncmp(line, name, strlen(name))) n = atol(line + strlen(name));
+  fclose(f);
+  return n;
+}
+
+static void reads(void) {
+  int d = opened(O_RDONLY);
+  static char b[300000];
+  for (off_t at = 0; at < (off_t)MB; at += 1000 * 8)
+    CHECK(pread(d, b, 200000, at) == 200000 && is_pattern(b, at, 200000));
+  CHECK(pread(d, b, 100, SIZE - 40) == 40 && is_pattern(b, SIZE - 40, 40));
+  CHECK(pread(d, b, 100, SIZE) == 0 && pread(d, b, 100, SIZE + 5) == 0);
+  CHECK(pread(d, (char *)8, 100, 0) == -1 && errno == EFAULT);
+  char *half = anon(2 * PG);
+  CHECK(!munmap(half + PG, PG));
+  CHECK(pread(d, half + PG - 96, 4096, 8) == 96 && is_pattern(half + PG - 96, 8, 96));
+  CHECK(!close(d));
+}
+
+// What a first touch costs, and what mincore and smaps say.
+static void mappings(void) {
+  int d = opened(O_RDWR);
+  char *s = mapped(d, SIZE, PROT_READ, MAP_SHARED, 0), *p = mapped(d, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, 0);
+  drop();
+  CHECK(!resident(s + 20 * PG) && !resident(p + 20 * PG));
+  long m = major();
+  CHECK(is_pattern(s + 20 * PG, 20 * PG, PG) && major() == m + 1);
+  CHECK(resident(s + 20 * PG) && resident(s + 31 * PG) && !resident(s + 32 * PG));
+  CHECK(is_pattern(p + 21 * PG, 21 * PG, 2 * PG) && major() == m + 1);
+  CHECK(kib("/proc/self/status", "RssFile:") >= 12);
+  // A private copy is its process's own; so is that of a page that must be read first.
+  p[20 * PG] ^= 1;
+  p[400 * PG] ^= 1;
+  CHECK(major() == m + 2);
+  CHECK(is_pattern(s + 20 * PG, 20 * PG, PG) && is_pattern(s + 400 * PG, 400 * PG, PG));
+  CHECK(is_pattern(p + 20 * PG + 8, 20 * PG + 8, PG - 8) && p[20 * PG] != s[20 * PG]);
+  // Read by the kernel into and from pages that are not there.
+  int pipes[2];
+  CHECK(!pipe(pipes));
+  CHECK(write(pipes[1], s + 1000 * PG, PG) == (ssize_t)PG && read(pipes[0], p + 2000 * PG + 8, PG) == (ssize_t)PG);
+  CHECK(is_pattern(p + 2000 * PG + 8, 1000 * PG, PG));
+  // Populate, over more than a window.
+  CHECK(!madvise(s + 3000 * PG, 100 * PG, MADV_POPULATE_READ) && resident(s + 3099 * PG));
+  char *l = mapped(d, 40 * PG, PROT_READ, MAP_SHARED | MAP_POPULATE, 5000 * PG);
+  m = major();
+  CHECK(is_pattern(l, 5000 * PG, 40 * PG) && major() == m);
+  // What there is not: nobody writes back.
+  CHECK(mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0) == MAP_FAILED && errno == EPERM);
+  CHECK(mprotect(s, PG, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+  // fork, and a child that reads what is not there yet.
+  pid_t c = fork();
+  if (!c) _exit(!(is_pattern(s + 8000 * PG, 8000 * PG, 64 * PG) && is_pattern(p + 8000 * PG, 8000 * PG, 64 * PG)));
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  CHECK(!munmap(s, SIZE) && !munmap(p, SIZE) && !munmap(l, 40 * PG) && !close(d));
+}
+
+// Every way to write is seen by everyone who reads.
+static void writes(void) {
+  int d = opened(O_RDWR), o = opened(O_RDWR | O_DIRECT);
+  off_t at = 40 * MB;
+  char *s = mapped(d, MB, PROT_READ, MAP_SHARED, at), *b = anon(PG);
+  for (int i = 0; i < 200; i++) {
+    off_t in = i % 7 * PG;
+    CHECK(is_pattern(s + 100 * PG, at + 100 * PG, PG));
+    memset(b, i + 1, PG);
+    if (i & 1) CHECK(pwrite(d, b, 100, at + in + 50) == 100);
+    else CHECK(pwrite(o, b, PG, at + in) == (ssize_t)PG);
+    CHECK((unsigned char)s[in + 50] == i + 1 && (unsigned char)s[in + 149] == i + 1);
+    char x[100];
+    CHECK(pread(d, x, 100, at + in + 50) == 100 && !memcmp(x, b, 100));
+    CHECK(pread(o, b, PG, at + in) == (ssize_t)PG && (unsigned char)b[50] == i + 1);
+  }
+  CHECK(!munmap(s, MB) && !close(d) && !close(o));
+}
+
+// Readers never see what was there before a write that has returned.
+#define READERS 3
+static char *window;
+static int plain;
+static atomic_uint written, over;
+static void *watch(void *a) {
+  (void)a;
+  unsigned seen = 0, looks = 0;
+  while (!atomic_load(&over) || looks < 100) {
+    unsigned least = atomic_load(&written), got;
+    if (looks++ & 1) got = *(volatile unsigned *)window;
+    else CHECK(pread(plain, &got, 4, 50 * MB) == 4);
+    CHECK(got >= least && got >= seen);
+    seen = least;
+  }
+  return 0;
+}
+static void races(void) {
+  plain = opened(O_RDONLY);
+  int o = opened(O_RDWR | O_DIRECT);
+  unsigned *b = (unsigned *)anon(PG);
+  CHECK(pwrite(o, b, PG, 50 * MB) == (ssize_t)PG);
+  window = mapped(plain, PG, PROT_READ, MAP_SHARED, 50 * MB);
+  pthread_t t[READERS];
+  for (int i = 0; i < READERS; i++) CHECK(!pthread_create(&t[i], 0, watch, 0));
+  for (unsigned i = 1; i <= 300; i++) {
+    b[0] = i;
+    CHECK(pwrite(o, b, PG, 50 * MB) == (ssize_t)PG);
+    atomic_store(&written, i);
+  }
+  atomic_store(&over, 1);
+  for (int i = 0; i < READERS; i++) CHECK(!pthread_join(t[i], 0));
+  CHECK(!munmap(window, PG) && !close(o) && !close(plain));
+}
+
+// More than there is memory: what was read first makes room for what is read last, mapped or not.
+static void small(void) {
+  CHECK(kib("/proc/meminfo", "MemTotal:") < (long)(SIZE / KB));
+  int d = opened(O_RDONLY);
+  char *s = mapped(d, SIZE, PROT_READ, MAP_SHARED, 0);
+  static char b[64 * 1024];
+  for (int round = 0; round < 2; round++) {
+    for (uint64_t at = 0; at < SIZE; at += sizeof b)
+      CHECK(pread(d, b, sizeof b, at) == sizeof b && is_pattern(b, at, sizeof b));
+    for (uint64_t at = 0; at < SIZE; at += PG) CHECK(is_pattern(s + at, at, 64));
+  }
+  // Anonymous memory takes it all back.
+  size_t most = kib("/proc/meminfo", "MemAvailable:") * KB * 3 / 4;
+  CHECK(kib("/proc/meminfo", "Buffers:") > 1000);
+  char *a = anon(most);
+  for (size_t i = 0; i < most; i += PG) a[i] = 1;
+  CHECK(!munmap(a, most) && is_pattern(s, 0, 64));
+}
+
+static void bad(void) {
+  int d = opened(O_RDONLY);
+  static char b[128 * 1024];
+  off_t broken = 2048 * 512;
+  probe_install();
+  char *s = mapped(d, 2 * MB, PROT_READ, MAP_SHARED, 0);
+  CHECK(!strcmp(probe(s + broken, 'r'), "BUS_ADRERR"));
+  CHECK(pread(d, b, PG, broken) == -1 && errno == EIO);
+  CHECK(pread(d, b, sizeof b, broken - 64 * 1024) == 64 * 1024);
+  int pipes[2];
+  CHECK(!pipe(pipes) && write(pipes[1], s + broken, 100) == -1 && errno == EFAULT);
+  CHECK(madvise(s, 2 * MB, MADV_POPULATE_READ) == -1 && errno == EFAULT);
+  CHECK(is_pattern(s + broken - PG, broken - PG, PG) && is_pattern(s + broken + 16 * PG, broken + 16 * PG, PG));
+  // A child dies of it, alone.
+  pid_t c = fork();
+  if (!c) {
+    signal(SIGBUS, SIG_DFL);
+    _exit(((volatile char *)s)[broken]);
+  }
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && WIFSIGNALED(st) && WTERMSIG(st) == SIGBUS);
+}
+
+int main(int n, char **v) {
+  disk = v[n - 1];
+  if (n == 3 && !strcmp(v[1], "small")) small();
+  else if (n == 3 && !strcmp(v[1], "bad")) bad();
+  else {
+    CHECK(n == 2);
+    reads();
+    mappings();
+    writes();
+    races();
+  }
+  say("ok\n");
+  return 0;
+}
