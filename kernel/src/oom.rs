@@ -1,13 +1,14 @@
 //! Out of memory: a fault found no frame although every cache was emptied (the allocator does that
-//! before it gives up). The process with the largest resident set dies; whoever ran out yields and
+//! before it gives up). Blocks of disks that are cached go first. Then the process with the largest resident set dies; whoever ran out yields and
 //! tries again, with no lock held, so that the victim can take what it needs to leave.
 
 use alloc::sync::{Arc, Weak};
 
 use linux_raw_sys::general::SIGKILL;
-use mm::{AddressSpace, Hw};
+use mm::{AddressSpace, CanWait, Hw};
 
 use crate::arch::X86;
+use crate::fs::blockdev;
 use crate::sync::IrqLock;
 use crate::task::signal::{self, SigInfo};
 use crate::task::{self, Process};
@@ -18,12 +19,15 @@ static VICTIM: IrqLock<Option<Weak<AddressSpace<X86>>>> = IrqLock::new(None);
 /// Called without locks by a thread that needs a frame to go on. Returns when trying again makes sense, or
 /// the thread must die.
 #[cold]
-pub fn out_of_memory() {
+pub fn out_of_memory(wait: &mut CanWait<X86>) {
     if task::fatal_signal_pending() {
         return;
     }
-    // Objects that nobody uses may still hold frames.
-    if mm::phys::slab::shrink(X86) != 0 {
+    // What can be read again; objects that nobody uses may still hold frames.
+    if blockdev::shrink(wait, false) != 0
+        || blockdev::shrink(wait, true) != 0
+        || mm::phys::slab::shrink(X86) != 0
+    {
         return;
     }
     if !victim_lives() {

@@ -80,7 +80,7 @@ fn unresolved(result: FaultResult, cr2: u64, err: u64) {
         FaultResult::Done { .. } | FaultResult::Killed => {}
         FaultResult::Segv { code } => refuse(SIGSEGV, code, cr2, err),
         FaultResult::Bus { code } => refuse(SIGBUS, code, cr2, err),
-        FaultResult::Oom => crate::oom::out_of_memory(),
+        FaultResult::Oom => crate::oom::out_of_memory(&mut task::space::can_wait()),
     }
 }
 
@@ -132,7 +132,7 @@ pub fn kernel_fault(frame: &mut TrapFrame, cr2: u64, err: u64) -> bool {
             true
         }
         FaultResult::Oom => {
-            crate::oom::out_of_memory();
+            crate::oom::out_of_memory(&mut wait);
             // Runs the copy again, which faults again if there is still no frame.
             !task::fatal_signal_pending()
         }

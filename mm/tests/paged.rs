@@ -25,6 +25,8 @@ type Hook = Box<dyn FnOnce(&mut CanWait<Machine>) + Send>;
 struct Disk {
     version: AtomicU8,
     broken: AtomicBool,
+    /// A page, and no other, cannot be read.
+    bad: Option<u64>,
     reads: Mutex<Vec<(u64, usize)>>,
     /// Happens once, after the next read has been answered and before its pages are in the cache.
     late: Mutex<Option<Hook>>,
@@ -33,15 +35,14 @@ struct Disk {
 struct Reader(Machine, Arc<Disk>);
 
 impl Source<Machine> for Reader {
-    fn read(
-        &self,
-        wait: &mut CanWait<Machine>,
-        first: u64,
-        into: &Unfilled,
-    ) -> Result<(), Errno> {
+    fn read(&self, wait: &mut CanWait<Machine>, first: u64, into: &Unfilled) -> Result<(), Errno> {
         let Reader(sim, disk) = self;
-        disk.reads.lock().unwrap().push((first, into.pfns().count()));
-        if disk.broken.load(SeqCst) {
+        disk.reads
+            .lock()
+            .unwrap()
+            .push((first, into.pfns().count()));
+        let read = first..first + into.pfns().count() as u64;
+        if disk.broken.load(SeqCst) || disk.bad.is_some_and(|bad| read.contains(&bad)) {
             return Err(Errno::EIO);
         }
         let version = disk.version.load(SeqCst);
@@ -69,7 +70,11 @@ impl Disk {
 
 /// A file of `size` bytes on a disk of its own.
 fn file(lab: &Lab, size: u64) -> (Arc<Disk>, Arc<FileObject<Machine>>) {
-    let disk = Arc::new(Disk::default());
+    file_on(lab, size, Disk::default())
+}
+
+fn file_on(lab: &Lab, size: u64, disk: Disk) -> (Arc<Disk>, Arc<FileObject<Machine>>) {
+    let disk = Arc::new(disk);
     let source = Box::new(Reader(lab.sim, disk.clone()));
     (disk, FileObject::new_paged(lab.sim, source, size))
 }
@@ -166,6 +171,30 @@ fn fault_7_a_source_that_fails() {
     assert_eq!(file.pages(), 0);
     disk.broken.store(false, SeqCst);
     assert_eq!(lab.load(s, va + P), Some(1));
+    drop(file);
+    lab.done();
+}
+
+/// A window that cannot be read as a whole: the page that was wanted can.
+#[test]
+fn a_bad_page_spoils_no_other() {
+    let lab = Lab::new();
+    let bad = Some(5);
+    let (disk, file) = file_on(
+        &lab,
+        16 * P,
+        Disk {
+            bad,
+            ..Disk::default()
+        },
+    );
+    let s = lab.space();
+    let va = map(&lab, s, 16, R, SHARED, &file);
+    for i in 0..16 {
+        let want = (i != 5).then_some(i as u8);
+        assert_eq!(lab.load(s, va + i * P), want);
+    }
+    assert_eq!(disk.reads().len(), 13);
     drop(file);
     lab.done();
 }

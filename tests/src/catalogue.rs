@@ -150,6 +150,7 @@ pub const ALONE: &[Program] = &[
     c("bugs"),
     c("pinners"),
     c("direct"),
+    c("cached"),
     c("edu"),
 ];
 

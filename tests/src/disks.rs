@@ -178,15 +178,24 @@ pub fn a_disk_is_copied_to_another() -> Verdict {
 
 /// A sector that cannot be read or written: an error for who asked for it, and nothing else.
 pub fn a_bad_block_is_an_error() -> Verdict {
-    let image = Image::new("bad")?;
-    let rules = Image(guest_dir().join("bad.rules.img"));
+    with_a_bad_block("direct")
+}
+
+/// In the page cache: SIGBUS for who touches it, EFAULT for the kernel on somebody's behalf.
+pub fn a_bad_block_cannot_be_mapped() -> Verdict {
+    with_a_bad_block("cached")
+}
+
+fn with_a_bad_block(program: &str) -> Verdict {
+    let image = Image::new(&format!("bad.{program}"))?;
+    let rules = Image(guest_dir().join(format!("bad.{program}.rules.img")));
     let rule = |event| {
         format!(
             "[inject-error]\nevent = \"{event}\"\nsector = \"2048\"\nerrno = \"5\"\nonce = \"off\"\n"
         )
     };
     fs::write(&rules.0, rule("read_aio") + &rule("write_aio")).map_err(|e| e.to_string())?;
-    let outcome = exec(find("direct"), &["bad", "/dev/vda"], |config| {
+    let outcome = exec(find(program), &["bad", "/dev/vda"], |config| {
         config.smp = 2;
         let file = format!(
             "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={},\
@@ -198,6 +207,43 @@ pub fn a_bad_block_is_an_error() -> Verdict {
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
+}
+
+/// A disk is read through its page cache, by calls and by mappings, while it is written.
+fn cached(cpus: u32, words: &[&str], memory: Option<&str>) -> Verdict {
+    let image = Image::new(&format!("cached.{cpus}.{}", words.len()))?;
+    let kernel = runner::kernel_for(cpus)?;
+    let outcome = exec(find("cached"), words, |config| {
+        config.kernel = kernel;
+        config.smp = cpus;
+        config.cmdline = "leakcheck".into();
+        if let Some(memory) = memory {
+            config.mem = memory.into();
+        }
+        config.qemu_args = disk("cached", &raw(&image.0));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+}
+
+pub fn a_disk_is_mapped_on_one_cpu() -> Verdict {
+    cached(1, &["/dev/vda"], None)
+}
+
+pub fn a_disk_is_mapped_on_two_cpus() -> Verdict {
+    cached(2, &["/dev/vda"], None)
+}
+
+pub fn a_disk_is_mapped_on_four_cpus() -> Verdict {
+    cached(4, &["/dev/vda"], None)
+}
+
+/// What has been read makes room for what is read next, and for everything else.
+pub fn a_disk_larger_than_memory() -> Verdict {
+    cached(2, &["small", "/dev/vda"], Some("64M"))
 }
 
 fn edu(kernel: PathBuf, words: &str) -> Result<Outcome, String> {

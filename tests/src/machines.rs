@@ -5,8 +5,10 @@ use crate::catalogue::{ALONE, PROGRAMS, Program};
 use crate::console::Console;
 use crate::debuggers::{a_core_file_has_a_backtrace, gdbserver_debugs, strace_follows_a_family};
 use crate::disks::{
-    a_bad_block_is_an_error, a_disk_is_copied_to_another, a_disk_that_does_not_answer_is_given_up,
-    disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus, edu_copies_while_its_process_forks,
+    a_bad_block_cannot_be_mapped, a_bad_block_is_an_error, a_disk_is_copied_to_another,
+    a_disk_is_mapped_on_four_cpus, a_disk_is_mapped_on_one_cpu, a_disk_is_mapped_on_two_cpus,
+    a_disk_larger_than_memory, a_disk_that_does_not_answer_is_given_up, disks_on_four_cpus,
+    disks_on_one_cpu, disks_on_two_cpus, edu_copies_while_its_process_forks,
     edu_is_seen_when_bug_5_is_planted,
 };
 use crate::{batch, diff, host, ktests, runner};
@@ -46,6 +48,11 @@ tests![
     strace_follows_a_family,
     gdbserver_debugs,
     a_core_file_has_a_backtrace,
+    a_bad_block_cannot_be_mapped,
+    a_disk_is_mapped_on_one_cpu,
+    a_disk_is_mapped_on_two_cpus,
+    a_disk_is_mapped_on_four_cpus,
+    a_disk_larger_than_memory,
     disks_on_one_cpu,
     disks_on_two_cpus,
     disks_on_four_cpus,

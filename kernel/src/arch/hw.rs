@@ -330,11 +330,7 @@ impl Hw for X86 {
     }
 
     fn make_room(self, wait: &mut mm::CanWait<Self>) -> bool {
-        use crate::fs::blockdev::shrink;
-        if shrink(wait, false) != 0 || shrink(wait, true) != 0 {
-            return true;
-        }
-        crate::oom::out_of_memory();
+        crate::oom::out_of_memory(wait);
         !crate::task::fatal_signal_pending()
     }
 

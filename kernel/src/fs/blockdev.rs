@@ -18,8 +18,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
 use super::attr::{major, makedev, minor};
-use super::file::File;
 use super::content::Content;
+use super::file::File;
 use super::inode::{FileOps, Mappable, Object};
 use super::iobuf::{IoBuf, UserSpan};
 use super::mapped;
@@ -93,12 +93,7 @@ struct Blocks {
 }
 
 impl Source<X86> for Blocks {
-    fn read(
-        &self,
-        wait: &mut CanWait<X86>,
-        first: u64,
-        into: &Unfilled,
-    ) -> Result<(), Errno> {
+    fn read(&self, wait: &mut CanWait<X86>, first: u64, into: &Unfilled) -> Result<(), Errno> {
         // Before memory is short for those who cannot read theirs again.
         let (total, free) = memory::totals();
         if free < total / 8 && shrink(wait, false) == 0 {

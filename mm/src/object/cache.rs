@@ -375,6 +375,13 @@ impl<H: Hw> FileObject<H> {
             return Ok(());
         }
         let mut read = source.read(wait, index, &into);
+        if read == Err(Errno::EIO) && into.pfns().nth(1).is_some() {
+            // Perhaps it is one of those that nobody has asked for.
+            for frame in into.frames[1..].iter_mut().filter_map(Option::take) {
+                hw.phys().free(hw, frame);
+            }
+            read = source.read(wait, index, &into);
+        }
         for (at, frame) in (index..end).zip(into.frames.into_iter().flatten()) {
             if read.is_err() {
                 hw.phys().free(hw, frame);

@@ -11,15 +11,6 @@
 #define SIZE (64UL * MB)
 
 static const char *disk;
-static uint64_t pattern(uint64_t at) { return (at / 8 + 1) * 0x9e3779b97f4a7c15; }
-static int is_pattern(const char *p, uint64_t at, size_t len) {
-  for (size_t i = 0; i < len; i += 8) {
-    uint64_t w;
-    memcpy(&w, p + i, 8);
-    if (w != pattern(at + i)) return 0;
-  }
-  return 1;
-}
 static int opened(int flags) {
   int d = open(disk, flags);
   CHECK(d >= 0);

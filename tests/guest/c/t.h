@@ -107,6 +107,17 @@ __attribute__((unused)) static char *anon_at(void *at, size_t len, int prot) {
   return p;
 }
 
+// What the host writes to a disk for us (`tests/src/disks.rs`), by its place.
+__attribute__((unused)) static uint64_t pattern(uint64_t at) { return (at / 8 + 1) * 0x9e3779b97f4a7c15; }
+__attribute__((unused)) static int is_pattern(const char *p, uint64_t at, size_t len) {
+  for (size_t i = 0; i < len; i += 8) {
+    uint64_t w;
+    memcpy(&w, p + i, 8);
+    if (w != pattern(at + i)) return 0;
+  }
+  return 1;
+}
+
 // --- probes ------------------------------------------------------------------------------------
 static sigjmp_buf probe_jmp __attribute__((unused));
 static siginfo_t probe_info __attribute__((unused));
