@@ -42,35 +42,57 @@ impl Drop for Image {
     }
 }
 
-/// QEMU's words for a virtio disk with `options` of the drive.
-fn disk(id: &str, options: &str) -> Vec<String> {
-    let words = [
-        "-drive",
-        &format!("if=none,id={id},{options}"),
-        "-device",
-        &format!("virtio-blk-pci,drive={id}"),
-    ];
-    words.map(String::from).to_vec()
+/// What disks a machine has.
+#[derive(Clone, Copy)]
+enum Kind {
+    Virtio,
+    /// With the device's other options.
+    Nvme(&'static str),
 }
+
+impl Kind {
+    /// QEMU's words for a disk with `options` of the drive.
+    fn disk(self, id: &str, options: &str) -> Vec<String> {
+        let device = match self {
+            Kind::Virtio => format!("virtio-blk-pci,drive={id}"),
+            Kind::Nvme(more) => format!("nvme,serial={id},drive={id}{more}"),
+        };
+        let drive = format!("if=none,id={id},{options}");
+        let words = ["-drive", &drive, "-device", &device];
+        words.map(String::from).to_vec()
+    }
+
+    /// The first two in the guest.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Kind::Virtio => ["/dev/vda", "/dev/vdb"],
+            Kind::Nvme(_) => ["/dev/nvme0n1", "/dev/nvme1n1"],
+        }
+    }
+}
+
+const NVME: Kind = Kind::Nvme("");
 
 fn raw(path: &Path) -> String {
     format!("format=raw,file={}", path.display())
 }
 
 /// A program reads and writes a disk, directly and not; what it did not write is as before, what it wrote is there.
-fn disks(cpus: u32) -> Verdict {
-    let image = Image::new(&format!("direct.{cpus}"))?;
+fn disks(kind: Kind, cpus: u32) -> Verdict {
+    let [first, second] = kind.names();
+    let name = first.replace('/', ".");
+    let image = Image::new(&format!("direct{name}.{cpus}"))?;
     // Requests that take their time: pages are pinned while other things happen.
-    let slow = Image::new(&format!("slow.{cpus}"))?;
+    let slow = Image::new(&format!("slow{name}.{cpus}"))?;
     let kernel = runner::kernel_for(cpus)?;
-    let outcome = exec(find("direct"), &["/dev/vda", "/dev/vdb"], |config| {
+    let outcome = exec(find("direct"), &[first, second], |config| {
         config.kernel = kernel;
         config.smp = cpus;
         config.cmdline = "leakcheck".into();
         config.timeout = Some(Duration::from_secs(120));
         let throttled = format!("{},readonly=on,throttling.iops-total=2000", raw(&slow.0));
-        config.qemu_args = disk("fast", &raw(&image.0));
-        config.qemu_args.extend(disk("slow", &throttled));
+        config.qemu_args = kind.disk("fast", &raw(&image.0));
+        config.qemu_args.extend(kind.disk("slow", &throttled));
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)?;
@@ -119,33 +141,43 @@ fn disks(cpus: u32) -> Verdict {
 }
 
 pub fn disks_on_one_cpu() -> Verdict {
-    disks(1)
+    disks(Kind::Virtio, 1)
 }
 
 pub fn disks_on_two_cpus() -> Verdict {
-    disks(2)
+    disks(Kind::Virtio, 2)
 }
 
 pub fn disks_on_four_cpus() -> Verdict {
-    disks(4)
+    disks(Kind::Virtio, 4)
+}
+
+/// A command of this one moves 8 KiB at most.
+pub fn nvme_disks_on_one_cpu() -> Verdict {
+    disks(Kind::Nvme(",mdts=1"), 1)
+}
+
+pub fn nvme_disks_on_two_cpus() -> Verdict {
+    disks(NVME, 2)
+}
+
+pub fn nvme_disks_on_four_cpus() -> Verdict {
+    disks(NVME, 4)
 }
 
 /// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.
-pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
-    let image = Image::new("lost")?;
-    let outcome = exec(
-        find("direct"),
-        &["lost", "/dev/vda", "/dev/vdb"],
-        |config| {
-            config.smp = 2;
-            config.cmdline = "disk_timeout=5".into();
-            // 256 KiB take more than four minutes, but for what goes at once.
-            let lost = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
-            config.qemu_args = disk("lost", &lost);
-            let other = format!("{},readonly=on", raw(&image.0));
-            config.qemu_args.extend(disk("other", &other));
-        },
-    )?;
+fn lost(kind: Kind) -> Verdict {
+    let [first, second] = kind.names();
+    let image = Image::new(&format!("lost{}", first.replace('/', ".")))?;
+    let outcome = exec(find("direct"), &["lost", first, second], |config| {
+        config.smp = 2;
+        config.cmdline = "disk_timeout=5".into();
+        // 256 KiB take more than four minutes, but for what goes at once.
+        let lost = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
+        config.qemu_args = kind.disk("lost", &lost);
+        let other = format!("{},readonly=on", raw(&image.0));
+        config.qemu_args.extend(kind.disk("other", &other));
+    })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     let told = outcome
         .log
@@ -153,19 +185,28 @@ pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
     ensure(fine && told, "not as it should", &outcome)
 }
 
+pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
+    lost(Kind::Virtio)
+}
+
+pub fn an_nvme_disk_that_does_not_answer_is_given_up() -> Verdict {
+    lost(NVME)
+}
+
 /// 64 MiB from disk to disk, and no byte of them by way of the CPU.
-pub fn a_disk_is_copied_to_another() -> Verdict {
-    let (from, to) = (Image::new("from")?, Image::new("to")?);
+fn copied(kind: Kind) -> Verdict {
+    let [first, second] = kind.names();
+    let name = first.replace('/', ".");
+    let (from, to) = (
+        Image::new(&format!("from{name}"))?,
+        Image::new(&format!("to{name}"))?,
+    );
     fs::write(&to.0, vec![0; SIZE]).map_err(|error| error.to_string())?;
-    let outcome = exec(
-        find("direct"),
-        &["copy", "/dev/vda", "/dev/vdb"],
-        |config| {
-            config.smp = 2;
-            config.qemu_args = disk("from", &format!("{},readonly=on", raw(&from.0)));
-            config.qemu_args.extend(disk("to", &raw(&to.0)));
-        },
-    )?;
+    let outcome = exec(find("direct"), &["copy", first, second], |config| {
+        config.smp = 2;
+        config.qemu_args = kind.disk("from", &format!("{},readonly=on", raw(&from.0)));
+        config.qemu_args.extend(kind.disk("to", &raw(&to.0)));
+    })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)?;
     let [from, to] = [from, to].map(|image| fs::read(&image.0).unwrap_or_default());
@@ -176,26 +217,40 @@ pub fn a_disk_is_copied_to_another() -> Verdict {
     )
 }
 
+pub fn a_disk_is_copied_to_another() -> Verdict {
+    copied(Kind::Virtio)
+}
+
+pub fn an_nvme_disk_is_copied_to_another() -> Verdict {
+    copied(NVME)
+}
+
 /// A sector that cannot be read or written: an error for who asked for it, and nothing else.
 pub fn a_bad_block_is_an_error() -> Verdict {
-    with_a_bad_block("direct")
+    with_a_bad_block("direct", Kind::Virtio)
+}
+
+pub fn a_bad_block_of_an_nvme_disk_is_an_error() -> Verdict {
+    with_a_bad_block("direct", NVME)
 }
 
 /// In the page cache: SIGBUS for who touches it, EFAULT for the kernel on somebody's behalf.
 pub fn a_bad_block_cannot_be_mapped() -> Verdict {
-    with_a_bad_block("cached")
+    with_a_bad_block("cached", Kind::Virtio)
 }
 
-fn with_a_bad_block(program: &str) -> Verdict {
-    let image = Image::new(&format!("bad.{program}"))?;
-    let rules = Image(guest_dir().join(format!("bad.{program}.rules.img")));
+fn with_a_bad_block(program: &str, kind: Kind) -> Verdict {
+    let [first, _] = kind.names();
+    let name = format!("{program}{}", first.replace('/', "."));
+    let image = Image::new(&format!("bad.{name}"))?;
+    let rules = Image(guest_dir().join(format!("bad.{name}.rules.img")));
     let rule = |event| {
         format!(
             "[inject-error]\nevent = \"{event}\"\nsector = \"2048\"\nerrno = \"5\"\nonce = \"off\"\n"
         )
     };
     fs::write(&rules.0, rule("read_aio") + &rule("write_aio")).map_err(|e| e.to_string())?;
-    let outcome = exec(find(program), &["bad", "/dev/vda"], |config| {
+    let outcome = exec(find(program), &["bad", first], |config| {
         config.smp = 2;
         let file = format!(
             "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={},\
@@ -203,7 +258,7 @@ fn with_a_bad_block(program: &str) -> Verdict {
             rules.0.display(),
             image.0.display()
         );
-        config.qemu_args = disk("bad", &file);
+        config.qemu_args = kind.disk("bad", &file);
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
@@ -220,7 +275,7 @@ fn cached(cpus: u32, words: &[&str], memory: Option<&str>) -> Verdict {
         if let Some(memory) = memory {
             config.mem = memory.into();
         }
-        config.qemu_args = disk("cached", &raw(&image.0));
+        config.qemu_args = Kind::Virtio.disk("cached", &raw(&image.0));
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)?;

@@ -20,6 +20,8 @@ pub fn arguments(config: &Config, loader: &str, archive: &str) -> Vec<String> {
         archive,
     ]);
     add(&["-m", &config.mem]);
+    // The firmware takes memory, where the archive is, for each disk that it might boot from.
+    add(&["-boot", "strict=on"]);
     add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     let console = match config.mode {
         Mode::Shell => "stdio,id=console,signal=off",

@@ -176,21 +176,54 @@ pub trait Disk: Send + Sync {
     fn discard(&self, sector: u64, sectors: u64) -> Result<(), Errno>;
 }
 
-static DISKS: Spin<Vec<&'static dyn Disk>> = Spin::new(Vec::new());
+/// Which of Linux's majors a disk has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// One of those for local use; a disk and its partitions share sixteen minors.
+    Virtio,
+    /// The one for disks that have no other: minors as they come.
+    Extended,
+}
+
+impl Family {
+    pub const fn major(self) -> u32 {
+        match self {
+            Family::Virtio => 254,
+            Family::Extended => 259,
+        }
+    }
+
+    const fn minors(self) -> u32 {
+        match self {
+            Family::Virtio => 16,
+            Family::Extended => 1,
+        }
+    }
+}
+
+/// A disk, and its device number.
+#[derive(Clone, Copy)]
+pub struct Known {
+    pub disk: &'static dyn Disk,
+    pub major: u32,
+    pub minor: u32,
+}
+
+static DISKS: Spin<Vec<Known>> = Spin::new(Vec::new());
 
 /// The name of the next disk called `prefix` and a letter.
 pub fn next_name(prefix: &str) -> Option<String> {
     let n = DISKS
         .lock()
         .iter()
-        .filter(|d| d.name().starts_with(prefix))
+        .filter(|d| d.disk.name().starts_with(prefix))
         .count();
     let letter = char::from(b'a' + u8::try_from(n).ok().filter(|n| *n < 26)?);
     Some(alloc::format!("{prefix}{letter}"))
 }
 
 /// A disk that stays.
-pub fn add(disk: &'static dyn Disk) {
+pub fn add(disk: &'static dyn Disk, family: Family) {
     crate::info!(
         "{}: {} MiB, blocks of {}{}",
         disk.name(),
@@ -198,10 +231,24 @@ pub fn add(disk: &'static dyn Disk) {
         disk.block(),
         if disk.read_only() { ", read-only" } else { "" }
     );
-    DISKS.lock().push(disk);
+    let mut disks = DISKS.lock();
+    let major = family.major();
+    let before = disks.iter().filter(|d| d.major == major).count() as u32;
+    disks.push(Known {
+        disk,
+        major,
+        minor: before * family.minors(),
+    });
 }
 
 /// The disks, in the order in which they were found.
-pub fn disk(n: usize) -> Option<&'static dyn Disk> {
+pub fn disk(n: usize) -> Option<Known> {
     DISKS.lock().get(n).copied()
+}
+
+/// The disk of a device number.
+pub fn find(major: u32, minor: u32) -> Option<&'static dyn Disk> {
+    let disks = DISKS.lock();
+    let known = disks.iter().find(|d| (d.major, d.minor) == (major, minor));
+    known.map(|d| d.disk)
 }

@@ -1,7 +1,8 @@
 //! Devices on the PCI bus, and what they are to the rest of the kernel.
 //!
 //! `pci` functions, their capabilities and registers · `irq` vectors for them · `block` what a disk is, and the memory
-//! that it may use · `edu` QEMU's teaching device · `virtio` the transport and its queues · `virtio_blk` disks of a virtual machine.
+//! that it may use · `edu` QEMU's teaching device · `nvme` disks · `virtio` the transport and its queues · `virtio_blk` disks
+//! of a virtual machine.
 //!
 //! Who owns memory that a device writes: a `block::Memory` borrows the pins (or the kernel's own frames) that it is made from,
 //! and a transfer keeps it until the device has said that it is done. Nothing is unpinned under a device.
@@ -9,17 +10,27 @@
 pub mod block;
 pub mod edu;
 mod irq;
+mod nvme;
 mod pci;
 mod virtio;
 mod virtio_blk;
 
 pub use irq::dispatch;
 
+/// Nanoseconds that a disk may take to answer: `disk_timeout=SECONDS`; more than any needs, unless it is said.
+fn patience() -> u64 {
+    let said = crate::memory::cmdline("disk_timeout").and_then(|text| text.parse::<u32>().ok());
+    u64::from(said.unwrap_or(60)) * 1_000_000_000
+}
+
 /// Finds the machine's devices. Once, in thread context, before the first program.
 pub fn init() {
     pci::each(|function| {
         if edu::is_one(function) && edu::start(function).is_none() {
             crate::warn!("pci {function}: this edu is not understood");
+        }
+        if nvme::is_one(function) && nvme::start(function).is_none() {
+            crate::warn!("pci {function}: this NVMe disk is not understood");
         }
         if virtio_blk::is_one(function) && virtio_blk::start(function).is_none() {
             crate::warn!("pci {function}: this virtio disk is not understood");

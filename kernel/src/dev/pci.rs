@@ -73,7 +73,7 @@ pub fn each(mut found: impl FnMut(Function)) {
                 if f.id().0 == 0xffff {
                     continue;
                 }
-                if f.read32(CLASS) >> 16 == 0x0604 {
+                if f.class() >> 8 == 0x0604 {
                     let behind = f.read8(SECONDARY_BUS) as usize;
                     if seen[behind / 64] >> (behind % 64) & 1 == 0 {
                         left[behind / 64] |= 1 << (behind % 64);
@@ -90,6 +90,11 @@ impl Function {
     pub fn id(self) -> (u16, u16) {
         let id = self.read32(0);
         (id as u16, (id >> 16) as u16)
+    }
+
+    /// Class, subclass and programming interface.
+    pub fn class(self) -> u32 {
+        self.read32(CLASS) >> 8
     }
 
     fn select(self, offset: u8) {

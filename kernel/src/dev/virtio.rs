@@ -24,7 +24,7 @@ use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
 use crate::arch;
 use crate::arch::time::now_ns;
-use crate::memory::{cmdline, direct, frames};
+use crate::memory::{direct, frames};
 use crate::sync::{IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue};
 
@@ -214,7 +214,7 @@ impl Transport {
         }
         let queue: &'static Queue = Box::leak(Box::new(Queue {
             control: self.control,
-            patience: patience(),
+            patience: super::patience(),
             n,
             ring,
             bell: self.notify.part(at, 2),
@@ -244,12 +244,6 @@ impl Transport {
     pub fn ready(&self) {
         self.status(DRIVER_OK);
     }
-}
-
-/// `disk_timeout=SECONDS`; more than any disk needs, unless it is said.
-fn patience() -> u64 {
-    let said = cmdline("disk_timeout").and_then(|text| text.parse::<u32>().ok());
-    u64::from(said.unwrap_or(60)) * 1_000_000_000
 }
 
 /// Requests in flight, and entries of a ring.

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
-use super::block::{self, Disk, Memory, PIECES, Piece, SECTOR, Way};
+use super::block::{self, Disk, Family, Memory, PIECES, Piece, SECTOR, Way};
 use super::pci::Function;
 use super::virtio::{self, Queue, Transport};
 use crate::arch;
@@ -94,7 +94,7 @@ pub fn start(function: Function) -> Option<()> {
         _transport: transport,
     }));
     disk._transport.ready();
-    block::add(disk);
+    block::add(disk, Family::Virtio);
     Some(())
 }
 

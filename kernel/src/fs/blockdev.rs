@@ -17,7 +17,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
-use super::attr::{major, makedev, minor};
+use super::attr::{major, minor};
 use super::content::Content;
 use super::file::File;
 use super::inode::{FileOps, Mappable, Object};
@@ -36,10 +36,6 @@ use mm::object::{Source, Unfilled};
 use mm::{CanWait, Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
 
-/// One of Linux's majors for local use; a disk and its partitions share sixteen minors.
-pub const MAJOR: u32 = 254;
-const MINORS: u32 = 16;
-
 /// `ioctl` requests.
 const BLKROGET: u32 = 0x125e;
 const BLKGETSIZE: u32 = 0x1260;
@@ -57,11 +53,6 @@ const BLKGETSIZE64: u32 = 0x8008_1272;
 static DIRECT: AtomicU64 = AtomicU64::new(0);
 static COPIED: AtomicU64 = AtomicU64::new(0);
 
-/// The device number of the disk `n`.
-pub fn number(n: usize) -> u64 {
-    makedev(MAJOR, MINORS * n as u32)
-}
-
 /// What `/sys/kernel/debug/block` says.
 pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
     writeln!(out, "direct {}", DIRECT.load(Ordering::Relaxed))?;
@@ -70,11 +61,7 @@ pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
 
 /// Opens the disk of a node.
 pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
-    let n = minor(rdev);
-    if major(rdev) != MAJOR || !n.is_multiple_of(MINORS) {
-        return Err(Errno::ENXIO);
-    }
-    let disk = block::disk((n / MINORS) as usize).ok_or(Errno::ENXIO)?;
+    let disk = block::find(major(rdev), minor(rdev)).ok_or(Errno::ENXIO)?;
     if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }

@@ -54,11 +54,12 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
         root.create(b"edu", Kind::Char.bits() | 0o600, makedev(MISC, EDU))?;
     }
     for n in 0.. {
-        let Some(disk) = crate::dev::block::disk(n) else {
+        let Some(known) = crate::dev::block::disk(n) else {
             break;
         };
         let mode = Kind::Block.bits() | 0o660;
-        root.create(disk.name().as_bytes(), mode, blockdev::number(n))?;
+        let number = makedev(known.major, known.minor);
+        root.create(known.disk.name().as_bytes(), mode, number)?;
     }
     for (name, target) in LINKS {
         root.symlink(name, target)?;

@@ -6,11 +6,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+use super::super::caller;
 use super::super::inode::Inode;
 use super::super::pseudo::{FixedDir, Source, Text, TextInode, lasting_ino};
-use super::super::{blockdev, caller};
 use super::{cpu, kin, kpage};
 use crate::arch;
+use crate::dev::block::Family;
 use crate::task::{acct, coredump};
 use core::sync::atomic::Ordering::Relaxed;
 use mm::Errno;
@@ -344,8 +345,8 @@ fn devices(out: &mut Text) -> fmt::Result {
         out,
         "Character devices:\n  1 mem\n  4 ttyS\n  5 /dev/tty\n  5 /dev/console\n\nBlock devices:\n"
     )?;
-    match crate::dev::block::disk(0) {
-        Some(_) => writeln!(out, "{:3} virtblk", blockdev::MAJOR),
-        None => Ok(()),
+    for (family, name) in [(Family::Extended, "blkext"), (Family::Virtio, "virtblk")] {
+        writeln!(out, "{:3} {name}", family.major())?;
     }
+    Ok(())
 }
