@@ -103,6 +103,7 @@ pub const PROGRAMS: &[Program] = &[
     alone("softdirty"),
     c("pkeys"),
     c("uring"),
+    program("aio_file", Kind::Static, "aio"),
     c("vsyscall"),
     c("secretmem"),
     c("clock"),
@@ -151,6 +152,7 @@ pub const ALONE: &[Program] = &[
     c("pinners"),
     c("direct"),
     c("cached"),
+    c("aio"),
     c("edu"),
 ];
 

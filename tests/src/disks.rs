@@ -166,10 +166,10 @@ pub fn nvme_disks_on_four_cpus() -> Verdict {
 }
 
 /// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.
-fn lost(kind: Kind) -> Verdict {
+fn lost(program: &str, kind: Kind) -> Verdict {
     let [first, second] = kind.names();
-    let image = Image::new(&format!("lost{}", first.replace('/', ".")))?;
-    let outcome = exec(find("direct"), &["lost", first, second], |config| {
+    let image = Image::new(&format!("lost.{program}{}", first.replace('/', ".")))?;
+    let outcome = exec(find(program), &["lost", first, second], |config| {
         config.smp = 2;
         config.cmdline = "disk_timeout=5".into();
         // 256 KiB take more than four minutes, but for what goes at once.
@@ -186,11 +186,64 @@ fn lost(kind: Kind) -> Verdict {
 }
 
 pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
-    lost(Kind::Virtio)
+    lost("direct", Kind::Virtio)
 }
 
 pub fn an_nvme_disk_that_does_not_answer_is_given_up() -> Verdict {
-    lost(NVME)
+    lost("direct", NVME)
+}
+
+/// The same of asynchronous requests.
+pub fn requests_that_are_not_answered_are_given_up() -> Verdict {
+    lost("aio", Kind::Virtio)
+}
+
+/// Asynchronous requests: 32 in flight, while their process forks, ends or runs another program.
+fn requests(cpus: u32) -> Verdict {
+    let image = Image::new(&format!("aio.{cpus}"))?;
+    let slow = Image::new(&format!("aio.slow.{cpus}"))?;
+    let kernel = runner::kernel_for(cpus)?;
+    let args = ["disk", "/dev/vda", "/dev/vdb"];
+    let outcome = exec(find("aio"), &args, |config| {
+        config.kernel = kernel;
+        config.smp = cpus;
+        config.cmdline = "leakcheck".into();
+        config.timeout = Some(Duration::from_secs(120));
+        let throttled = format!("{},readonly=on,throttling.iops-total=100", raw(&slow.0));
+        config.qemu_args = Kind::Virtio.disk("fast", &raw(&image.0));
+        config
+            .qemu_args
+            .extend(Kind::Virtio.disk("slow", &throttled));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    // Four threads wrote 64 KiB each, 40 times: address and generation.
+    let bytes = fs::read(&image.0).map_err(|error| error.to_string())?;
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let wanted = |at: usize| match (32 * MB..36 * MB).contains(&at) && at % MB < 65536 {
+        true if at.is_multiple_of(16) => at as u64,
+        true => 40,
+        false => pattern(at),
+    };
+    match (0..SIZE).step_by(8).find(|&at| word(at) != wanted(at)) {
+        Some(at) => Err(format!("{at:#x} holds {:#x}", word(at))),
+        None => Ok(()),
+    }
+}
+
+pub fn requests_on_one_cpu() -> Verdict {
+    requests(1)
+}
+
+pub fn requests_on_two_cpus() -> Verdict {
+    requests(2)
+}
+
+pub fn requests_on_four_cpus() -> Verdict {
+    requests(4)
 }
 
 /// 64 MiB from disk to disk, and no byte of them by way of the CPU.
@@ -239,6 +292,11 @@ pub fn a_bad_block_cannot_be_mapped() -> Verdict {
     with_a_bad_block("cached", Kind::Virtio)
 }
 
+/// Among asynchronous requests.
+pub fn a_bad_block_is_an_error_of_its_request() -> Verdict {
+    with_a_bad_block("aio", Kind::Virtio)
+}
+
 fn with_a_bad_block(program: &str, kind: Kind) -> Verdict {
     let [first, _] = kind.names();
     let name = format!("{program}{}", first.replace('/', "."));
@@ -259,6 +317,10 @@ fn with_a_bad_block(program: &str, kind: Kind) -> Verdict {
             image.0.display()
         );
         config.qemu_args = kind.disk("bad", &file);
+        // QEMU makes one of requests that follow each other, and then they fail together.
+        if let (Kind::Virtio, Some(device)) = (kind, config.qemu_args.last_mut()) {
+            device.push_str(",request-merging=off");
+        }
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)

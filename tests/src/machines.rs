@@ -5,13 +5,15 @@ use crate::catalogue::{ALONE, PROGRAMS, Program};
 use crate::console::Console;
 use crate::debuggers::{a_core_file_has_a_backtrace, gdbserver_debugs, strace_follows_a_family};
 use crate::disks::{
-    a_bad_block_cannot_be_mapped, a_bad_block_is_an_error, a_bad_block_of_an_nvme_disk_is_an_error,
-    a_disk_is_copied_to_another, a_disk_is_mapped_on_four_cpus, a_disk_is_mapped_on_one_cpu,
-    a_disk_is_mapped_on_two_cpus, a_disk_larger_than_memory,
-    a_disk_that_does_not_answer_is_given_up, an_nvme_disk_is_copied_to_another,
-    an_nvme_disk_that_does_not_answer_is_given_up, disks_on_four_cpus, disks_on_one_cpu,
-    disks_on_two_cpus, edu_copies_while_its_process_forks, edu_is_seen_when_bug_5_is_planted,
-    nvme_disks_on_four_cpus, nvme_disks_on_one_cpu, nvme_disks_on_two_cpus,
+    a_bad_block_cannot_be_mapped, a_bad_block_is_an_error, a_bad_block_is_an_error_of_its_request,
+    a_bad_block_of_an_nvme_disk_is_an_error, a_disk_is_copied_to_another,
+    a_disk_is_mapped_on_four_cpus, a_disk_is_mapped_on_one_cpu, a_disk_is_mapped_on_two_cpus,
+    a_disk_larger_than_memory, a_disk_that_does_not_answer_is_given_up,
+    an_nvme_disk_is_copied_to_another, an_nvme_disk_that_does_not_answer_is_given_up,
+    disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus, edu_copies_while_its_process_forks,
+    edu_is_seen_when_bug_5_is_planted, nvme_disks_on_four_cpus, nvme_disks_on_one_cpu,
+    nvme_disks_on_two_cpus, requests_on_four_cpus, requests_on_one_cpu, requests_on_two_cpus,
+    requests_that_are_not_answered_are_given_up,
 };
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
@@ -67,6 +69,11 @@ tests![
     a_bad_block_of_an_nvme_disk_is_an_error,
     an_nvme_disk_is_copied_to_another,
     an_nvme_disk_that_does_not_answer_is_given_up,
+    a_bad_block_is_an_error_of_its_request,
+    requests_on_one_cpu,
+    requests_on_two_cpus,
+    requests_on_four_cpus,
+    requests_that_are_not_answered_are_given_up,
     edu_copies_while_its_process_forks,
     edu_is_seen_when_bug_5_is_planted,
     stack_overflow_is_reported,

@@ -1,5 +1,6 @@
 //! Disks, and the memory that they may use.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
@@ -8,6 +9,7 @@ use mm::object::cache::{Unfilled, WINDOW};
 use mm::{Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
 
+use super::flight::{self, Request};
 use crate::arch::X86;
 use crate::memory::{direct, frames};
 
@@ -68,7 +70,8 @@ impl<'a> Memory<'a> {
         Some(())
     }
 
-    fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
+    /// Whoever calls this keeps the pages pinned for as long as the memory is used.
+    pub(super) fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
         let mut memory = Memory::new(way);
         let (mut at, mut left) = (skip % PAGE_SIZE, len);
         for page in pages.get((skip / PAGE_SIZE) as usize..)? {
@@ -170,6 +173,13 @@ pub trait Disk: Send + Sync {
     fn read_only(&self) -> bool;
     /// Moves all of `memory` from or to `sector` on, which is inside. `EIO` when the device could not.
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno>;
+    /// Begins a transfer, which ends by itself: the driver owns the request until the device has done with its memory, and
+    /// then gives it to [`flight::done`]. May sleep until there is room. A driver that lacks this gives it back.
+    fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
+        Err(request)
+    }
+    /// Called now and then, where it may sleep: what has been begun and is not answered in time is given up.
+    fn give_up(&self) {}
     /// What was written before is on the medium.
     fn flush(&self) -> Result<(), Errno>;
     /// The sectors' contents are wanted no more. `EOPNOTSUPP`.
@@ -239,6 +249,8 @@ pub fn add(disk: &'static dyn Disk, family: Family) {
         major,
         minor: before * family.minors(),
     });
+    drop(disks);
+    flight::start();
 }
 
 /// The disks, in the order in which they were found.

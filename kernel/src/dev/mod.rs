@@ -5,10 +5,11 @@
 //! of a virtual machine.
 //!
 //! Who owns memory that a device writes: a `block::Memory` borrows the pins (or the kernel's own frames) that it is made from,
-//! and a transfer keeps it until the device has said that it is done. Nothing is unpinned under a device.
+//! and a transfer keeps it until the device has said that it is done; a `flight::Request` owns them. Nothing is unpinned under a device.
 
 pub mod block;
 pub mod edu;
+pub mod flight;
 mod irq;
 mod nvme;
 mod pci;

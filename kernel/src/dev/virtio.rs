@@ -3,7 +3,8 @@
 //! A queue has `SLOTS` requests in flight at most. Each slot has a page of its own: the request's header, the status that the
 //! device writes, and a table of descriptors, so that a request takes one entry of the ring however many pieces its memory has. A slot is
 //! *free*, then *busy* with the device, then *done*; the interrupt handler makes it done and wakes its thread, which takes the
-//! status and frees it. Nobody else touches a slot's page meanwhile.
+//! status and frees it. Nobody else touches a slot's page meanwhile. The slot of a `flight::Request` is freed by the handler, and the
+//! request is taken from it by whoever is first: the handler, or who has found that the device is dead.
 //!
 //! With the event index each side says after which entry it wants to hear from the other, stores that, and looks once more. That needs a
 //! barrier between the two, and QEMU 7.2 leaves a guest's barriers out where the machine has one CPU, though its devices
@@ -17,9 +18,13 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::mem::take;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering, fence};
 
-use super::block::Piece;
+use mm::Errno;
+
+use super::block::{Piece, Way};
+use super::flight::{self, Request};
 use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
 use crate::arch;
@@ -223,6 +228,7 @@ impl Transport {
                 free: u32::MAX >> (32 - SLOTS),
                 put: 0,
                 taken: 0,
+                flying: [const { None }; SLOTS],
             }),
             room: WaitQueue::new(),
             slots,
@@ -284,12 +290,32 @@ struct Slot {
     done: WaitQueue,
 }
 
+impl Slot {
+    /// What the device said at the end. Of a slot that it has done with.
+    fn status(&self) -> u8 {
+        // SAFETY: the slot's own page, of which nobody has a reference.
+        unsafe { (direct(self.page + STATUS_AT) as *const u8).read_volatile() }
+    }
+}
+
 struct Inner {
     /// Free slots, bit by bit.
     free: u32,
     /// How many requests we have put into the ring, and how many we have taken back; they wrap.
     put: u16,
     taken: u16,
+    /// Requests that end by themselves, by slot.
+    flying: [Option<Flight>; SLOTS],
+}
+
+/// What a status byte means.
+pub type Judge = fn(u8) -> Result<(), Errno>;
+
+/// A request that the device has.
+struct Flight {
+    request: Box<Request>,
+    judge: Judge,
+    deadline: u64,
 }
 
 /// A split queue.
@@ -335,12 +361,51 @@ impl Queue {
             }
             let _ = wait(None);
         }
-        // SAFETY: the slot's own page; the device is done with it.
-        let status = unsafe { (direct(slot.page + STATUS_AT) as *const u8).read_volatile() };
+        let status = slot.status();
         slot.state.store(FREE, Ordering::Relaxed);
         self.inner.lock().free |= 1 << i;
         self.room.wake_one();
         Some(status)
+    }
+
+    /// Begins `request`, which is given to [`flight::done`] in the end.
+    pub fn begin(&self, header: &[u64; 2], mut request: Box<Request>, judge: Judge) {
+        let Some(i) = self.take_slot() else {
+            request.answer(Err(Errno::EIO));
+            return flight::done(request);
+        };
+        let memory = request.memory();
+        let fills = memory.way() == Way::Fill;
+        let count = self.fill(&self.slots[i], header, memory.pieces(), fills);
+        let deadline = now_ns() + self.patience;
+        self.inner.lock().flying[i] = Some(Flight {
+            request,
+            judge,
+            deadline,
+        });
+        self.put(i, count);
+    }
+
+    /// Stops the device if it has not answered a request that was begun; those of a device that is stopped have failed.
+    pub fn give_up(&self) {
+        let now = now_ns();
+        let late = |flight: &Flight| flight.deadline < now;
+        let any = self.inner.lock().flying.iter().flatten().any(late);
+        if any && !self.control.stop() {
+            for flight in self.inner.lock().flying.iter_mut().flatten() {
+                flight.deadline = u64::MAX;
+            }
+        }
+        if !self.control.dead.load(Ordering::Relaxed) {
+            return;
+        }
+        for i in 0..SLOTS {
+            let flight = self.inner.lock().flying[i].take();
+            if let Some(mut flight) = flight {
+                flight.request.answer(Err(Errno::EIO));
+                flight::done(flight.request);
+            }
+        }
     }
 
     /// A free slot; none of a queue that is used no more.
@@ -424,8 +489,8 @@ impl Queue {
         }
     }
 
-    /// What the device has done since the last look; slots, bit by bit.
-    fn take_done(&self) -> u32 {
+    /// What the device has done since the last look: slots with a thread, bit by bit; requests are added to `landed`.
+    fn take_done(&self, landed: &mut flight::List) -> u32 {
         let mut done = 0;
         let mut inner = self.inner.lock();
         loop {
@@ -437,10 +502,18 @@ impl Queue {
                 inner.taken = inner.taken.wrapping_add(1);
                 let busy = |slot: &&Slot| slot.state.load(Ordering::Relaxed) == BUSY;
                 match self.slots.get(low as usize).filter(busy) {
-                    Some(slot) if high == 0 => {
-                        slot.state.store(DONE, Ordering::Release);
-                        done |= 1 << low;
-                    }
+                    Some(slot) if high == 0 => match take(&mut inner.flying[low as usize]) {
+                        None => {
+                            slot.state.store(DONE, Ordering::Release);
+                            done |= 1 << low;
+                        }
+                        Some(mut flight) => {
+                            flight.request.answer((flight.judge)(slot.status()));
+                            slot.state.store(FREE, Ordering::Relaxed);
+                            inner.free |= 1 << low;
+                            landed.push(flight.request);
+                        }
+                    },
                     _ if self.confused.swap(true, Ordering::Relaxed) => {}
                     _ => crate::warn!(
                         "virtio: the device is done with {low}, which it was not given"
@@ -463,7 +536,11 @@ impl Queue {
 
 impl Line for Queue {
     fn interrupt(&self) {
-        let mut done = self.take_done();
+        let mut landed = flight::List::default();
+        let mut done = self.take_done(&mut landed);
+        for _ in 0..flight::done_all(landed) {
+            self.room.wake_one();
+        }
         while done != 0 {
             self.slots[done.trailing_zeros() as usize].done.wake_all();
             done &= done - 1;

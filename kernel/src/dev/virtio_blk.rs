@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use mm::Errno;
 
 use super::block::{self, Disk, Family, Memory, PIECES, Piece, SECTOR, Way};
+use super::flight::Request;
 use super::pci::Function;
 use super::virtio::{self, Queue, Transport};
 use crate::arch;
@@ -99,14 +100,29 @@ pub fn start(function: Function) -> Option<()> {
 }
 
 impl Blk {
+    /// Any will do: this thread may be elsewhere by the time that the answer comes.
+    fn queue(&self) -> &'static Queue {
+        self.queues[arch::cpu_id() % self.queues.len()]
+    }
+
     fn request(&self, kind: u64, sector: u64, pieces: &[Piece], fills: bool) -> Result<(), Errno> {
-        // Any queue will do: this thread may be elsewhere by the time that the answer comes.
-        let queue = self.queues[arch::cpu_id() % self.queues.len()];
-        match queue.request(&[kind, sector], pieces, fills) {
-            Some(OK) => Ok(()),
-            Some(UNSUPPORTED) => Err(Errno::EOPNOTSUPP),
-            _ => Err(Errno::EIO),
-        }
+        let status = self.queue().request(&[kind, sector], pieces, fills);
+        status.map_or(Err(Errno::EIO), judge)
+    }
+}
+
+fn judge(status: u8) -> Result<(), Errno> {
+    match status {
+        OK => Ok(()),
+        UNSUPPORTED => Err(Errno::EOPNOTSUPP),
+        _ => Err(Errno::EIO),
+    }
+}
+
+fn kind(way: Way) -> u64 {
+    match way {
+        Way::Fill => IN,
+        Way::Drain => OUT,
     }
 }
 
@@ -128,11 +144,20 @@ impl Disk for Blk {
     }
 
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno> {
-        let kind = match memory.way() {
-            Way::Fill => IN,
-            Way::Drain => OUT,
-        };
-        self.request(kind, sector, memory.pieces(), memory.way() == Way::Fill)
+        let (kind, fills) = (kind(memory.way()), memory.way() == Way::Fill);
+        self.request(kind, sector, memory.pieces(), fills)
+    }
+
+    fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
+        let header = [kind(request.memory().way()), request.sector];
+        self.queue().begin(&header, request, judge);
+        Ok(())
+    }
+
+    fn give_up(&self) {
+        for queue in &self.queues {
+            queue.give_up();
+        }
     }
 
     fn flush(&self) -> Result<(), Errno> {

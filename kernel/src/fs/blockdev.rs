@@ -10,6 +10,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -27,11 +28,12 @@ use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{self, Bounce, Disk, Memory, PIECES, SECTOR, Way};
+use crate::dev::flight::{self, Job, Request};
 use crate::memory;
 use crate::sync::Mutex;
 use crate::task::current;
 use crate::task::space::can_wait;
-use mm::gup::{GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_fast};
+use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
 use mm::object::{Source, Unfilled};
 use mm::{CanWait, Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
@@ -128,6 +130,15 @@ pub fn shrink(wait: &mut CanWait<X86>, mapped: bool) -> u64 {
     pages
 }
 
+/// Pinned pages, how many bytes of them to skip, how many to use.
+type Part<A, S> = (PinnedPages<X86, A, S>, u64, u64);
+
+/// How many pages of `span` a transfer of at most `most` bytes uses.
+fn pages(span: UserSpan, most: usize) -> usize {
+    let end = span.addr % PAGE_SIZE + most.min(span.len) as u64;
+    end.div_ceil(PAGE_SIZE).min(PIECES as u64) as usize
+}
+
 /// One writer at a time, but for direct ones: who changes a part of a block has read the rest of it.
 static WRITERS: Mutex<()> = Mutex::new(());
 
@@ -141,8 +152,14 @@ impl Device {
         (buf.left() as u64).min(self.bytes().saturating_sub(pos)) as usize
     }
 
-    /// Moves up to `len` bytes at `pos` straight from or to the caller's pages.
-    fn direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize, way: Way) -> SysResult {
+    /// Up to `len` bytes at `pos` straight from or to the caller's pages: `step` takes some at the front of a span.
+    fn direct(
+        &self,
+        buf: &mut IoBuf<'_>,
+        pos: &mut u64,
+        len: usize,
+        step: impl Fn(UserSpan, u64, usize) -> SysResult,
+    ) -> SysResult {
         let mask = u64::from(self.disk.block()) - 1;
         // As Linux, whose disks take any memory that begins on a sector.
         if *pos & mask != 0 || !buf.user_aligned(mask) {
@@ -150,11 +167,10 @@ impl Device {
         }
         let mut done = 0;
         while done < len {
-            let step = match buf.user_span() {
-                Some(span) => self.piece(span, *pos, len - done, way),
-                None => break,
+            let Some(span) = buf.user_span() else {
+                break;
             };
-            match step {
+            match step(span, *pos, len - done) {
                 Ok(n) => {
                     buf.skip(n);
                     *pos += n as u64;
@@ -168,38 +184,64 @@ impl Device {
         Ok(done)
     }
 
-    /// One transfer from or to the front of `span`; at most `most` bytes. `EFAULT` if not even a block of it is there.
-    fn piece(&self, span: UserSpan, pos: u64, most: usize, way: Way) -> SysResult {
-        let skip = span.addr & (PAGE_SIZE - 1);
-        let most = most.min(span.len) as u64;
-        let pages = (skip + most).div_ceil(PAGE_SIZE).min(PIECES as u64) as usize;
-        let mut slots = [PageSlot::EMPTY; PIECES];
-        let (slots, none) = (&mut slots[..pages], GupFlags::empty());
+    /// Pins the pages at the front of `span`; how many bytes are skipped in the first of them, and how many of the at most `most`
+    /// that follow are there. `EFAULT` if not even a block of them is.
+    fn pin<A: Access, S: Slots>(
+        &self,
+        span: UserSpan,
+        most: usize,
+        slots: S,
+    ) -> Result<Part<A, S>, Errno> {
         let space = current().space().ok_or(Errno::EFAULT)?;
-        let len = |held: usize| {
-            let len = (held as u64 * PAGE_SIZE).saturating_sub(skip).min(most);
-            len & !(u64::from(self.disk.block()) - 1)
-        };
-        let (at, wait) = (span.addr, &mut can_wait());
-        let n = match way {
+        let (wait, flags) = (&mut can_wait(), GupFlags::empty());
+        let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
+        let skip = span.addr % PAGE_SIZE;
+        let len = (pins.len() as u64 * PAGE_SIZE)
+            .saturating_sub(skip)
+            .min(most.min(span.len) as u64);
+        match len & !(u64::from(self.disk.block()) - 1) {
+            0 => Err(Errno::EFAULT),
+            len => Ok((pins, skip, len)),
+        }
+    }
+
+    /// One transfer from or to the front of `span`; at most `most` bytes.
+    fn piece(&self, span: UserSpan, pos: u64, most: usize, way: Way) -> SysResult {
+        let mut slots = [PageSlot::EMPTY; PIECES];
+        let slots = &mut slots[..pages(span, most)];
+        match way {
             Way::Fill => {
-                let pins: PinnedPages<_, Write, _> =
-                    pin_user_pages_fast(space, wait, at, none, slots)?;
-                let n = len(pins.len());
-                self.transfer(pos, Memory::to_fill(&pins, skip, n), n)?
+                let (pins, skip, len) = self.pin::<Write, _>(span, most, slots)?;
+                self.transfer(pos, Memory::to_fill(&pins, skip, len), len)
             }
             Way::Drain => {
-                let pins: PinnedPages<_, Read, _> =
-                    pin_user_pages_fast(space, wait, at, none, slots)?;
-                let n = len(pins.len());
-                self.transfer(pos, Memory::to_drain(&pins, skip, n), n)?
+                let (pins, skip, len) = self.pin::<Read, _>(span, most, slots)?;
+                self.transfer(pos, Memory::to_drain(&pins, skip, len), len)
+            }
+        }
+    }
+
+    /// The same, begun as a part of `job`.
+    fn launch(&self, span: UserSpan, pos: u64, most: usize, way: Way, job: &Arc<Job>) -> SysResult {
+        let slots = vec![PageSlot::EMPTY; pages(span, most)];
+        let sector = pos / SECTOR;
+        let (request, len) = match way {
+            Way::Fill => {
+                let (pins, skip, len) = self.pin::<Write, _>(span, most, slots)?;
+                (Request::fill(job, sector, pins, skip, len), len)
+            }
+            Way::Drain => {
+                let (pins, skip, len) = self.pin::<Read, _>(span, most, slots)?;
+                let cache = self.content.object().clone();
+                (Request::drain(job, sector, pins, skip, len, cache), len)
             }
         };
-        Ok(n)
+        flight::begin(self.disk, request.ok_or(Errno::EFAULT)?);
+        Ok(len as usize)
     }
 
     fn transfer(&self, pos: u64, memory: Option<Memory<'_>>, len: u64) -> SysResult {
-        let memory = memory.filter(|_| len > 0).ok_or(Errno::EFAULT)?;
+        let memory = memory.ok_or(Errno::EFAULT)?;
         self.disk.transfer(pos / SECTOR, &memory)?;
         Ok(len as usize)
     }
@@ -290,7 +332,9 @@ impl FileOps for Device {
         if len == 0 {
             Ok(0)
         } else if Device::is_direct(file, buf) {
-            self.direct(buf, pos, len, Way::Fill)
+            self.direct(buf, pos, len, |span, pos, most| {
+                self.piece(span, pos, most, Way::Fill)
+            })
         } else {
             self.read_cached(buf, pos)
         }
@@ -305,7 +349,9 @@ impl FileOps for Device {
             return Err(Errno::ENOSPC);
         } else if Device::is_direct(file, buf) {
             let start = *pos;
-            let done = self.direct(buf, pos, len, Way::Drain);
+            let done = self.direct(buf, pos, len, |span, pos, most| {
+                self.piece(span, pos, most, Way::Drain)
+            });
             // Also of one that failed: nobody knows how far it came.
             self.changed(start..start + len as u64);
             done
@@ -328,6 +374,25 @@ impl FileOps for Device {
     /// Nobody writes back what a mapping has changed.
     fn mmap_write_denied(&self) -> bool {
         true
+    }
+
+    fn begin(
+        &self,
+        file: &File,
+        buf: &mut IoBuf<'_>,
+        mut pos: u64,
+        write: bool,
+        job: &Arc<Job>,
+    ) -> Option<SysResult> {
+        let len = self.room(buf, pos);
+        let flush = write && file.flags() & sys::O_DSYNC != 0;
+        if len == 0 || flush || !Device::is_direct(file, buf) {
+            return None;
+        }
+        let way = if write { Way::Drain } else { Way::Fill };
+        Some(self.direct(buf, &mut pos, len, |span, pos, most| {
+            self.launch(span, pos, most, way, job)
+        }))
     }
 
     fn splices_by_copy(&self) -> bool {

@@ -52,6 +52,15 @@ impl EventFd {
         self.watchers.notify();
     }
 
+    /// One more, for who cannot wait; at the most it stays.
+    pub fn count_one(&self) {
+        let add = |count: u64| (count < MAX).then_some(count + 1);
+        let _ = self
+            .count
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        self.announce();
+    }
+
     /// Changes the count by `step` as soon as that gives something.
     fn update(&self, nonblock: bool, step: impl Fn(u64) -> Option<u64>) -> Result<u64, Errno> {
         loop {

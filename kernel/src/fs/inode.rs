@@ -17,6 +17,7 @@ use super::path::Path;
 use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
 use crate::SysResult;
+use crate::dev::flight::Job;
 use mm::Errno;
 use mm::phys::FolioRef;
 
@@ -150,6 +151,18 @@ pub trait FileOps: Send + Sync {
 
     fn write(&self, _file: &File, _buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
         Err(Errno::EINVAL)
+    }
+
+    /// Begins a transfer at `pos` of the front of `buf`, as parts of `job`. `None`: this one cannot end by itself, and nothing was begun.
+    fn begin(
+        &self,
+        _file: &File,
+        _buf: &mut IoBuf<'_>,
+        _pos: u64,
+        _write: bool,
+        _job: &Arc<Job>,
+    ) -> Option<SysResult> {
+        None
     }
 
     /// Up to `most` bytes at `pos`, which moves, as a reference to a page; `None` at the end. `nonblock`: EAGAIN

@@ -1,5 +1,6 @@
 //! The system call table. A family is a file with its own `CALLS`; adding one is a line here.
 
+pub mod aio;
 mod args;
 mod attr;
 
@@ -60,6 +61,7 @@ const FAMILIES: &[Calls] = &[
     xattr::CALLS,
     ptrace::CALLS,
     uring::CALLS,
+    aio::CALLS,
 ];
 
 const SIZE: usize = 512;

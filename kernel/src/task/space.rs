@@ -20,6 +20,7 @@ pub use mm::space::FutexKey;
 use super::current;
 use super::process::{Limit, NRLIMITS, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK};
 use crate::arch::{self, MAX_CPUS, X86};
+use crate::syscall::aio::Contexts;
 
 /// What a process sees.
 pub struct Space {
@@ -28,6 +29,8 @@ pub struct Space {
     processes: AtomicUsize,
     /// Pages pinned for long on its behalf: VmPin.
     pinned: AtomicI64,
+    /// Its asynchronous requests.
+    pub aio: Contexts,
     /// The auxiliary vector that exec wrote, up to its AT_NULL.
     pub auxv: Spin<[u64; AUXV_WORDS]>,
 }
@@ -60,6 +63,7 @@ impl Space {
             inner: AddressSpace::new(X86)?,
             processes: AtomicUsize::new(1),
             pinned: AtomicI64::new(0),
+            aio: Contexts::default(),
             auxv: Spin::new([0; AUXV_WORDS]),
         });
         space.set_limits(limits);
@@ -73,6 +77,7 @@ impl Space {
             inner,
             processes: AtomicUsize::new(1),
             pinned: AtomicI64::new(0),
+            aio: Contexts::default(),
             auxv: Spin::new(*self.auxv.lock()),
         }))
     }
@@ -140,6 +145,7 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
+        self.aio.end();
         let was_on = arch::irq_save();
         leave_if_loaded(self);
         arch::irq_restore(was_on);

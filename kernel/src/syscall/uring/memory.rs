@@ -39,6 +39,11 @@ impl Region {
         &self.object
     }
 
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.pages.len() * PAGE
+    }
+
     /// The four bytes at `at`, a multiple of 4.
     ///
     /// # Panics

@@ -12,7 +12,7 @@
 //! No lock is held while a request runs.
 
 mod buffers;
-mod memory;
+pub mod memory;
 mod queues;
 mod request;
 mod ring;
