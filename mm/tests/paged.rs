@@ -272,6 +272,38 @@ fn lock_5_the_mapping_changes_while_the_page_is_read() {
     lab.done();
 }
 
+/// LOCK-5: as often as it takes. The page is taken away again each time that it was read.
+#[test]
+fn lock_5_retries_until_it_succeeds() {
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 16 * P);
+    let s = lab.space();
+    let va = map(&lab, s, 16, R, SHARED, &file);
+    let again = |n: usize| {
+        fn next(disk: Arc<Disk>, file: Arc<FileObject<Machine>>, n: usize) {
+            let (disk2, file2) = (disk.clone(), file.clone());
+            disk.late(move |wait| {
+                file2.invalidate(wait, 0, 16);
+                if n > 1 {
+                    next(disk2, file2, n - 1);
+                }
+            });
+        }
+        next(disk.clone(), file.clone(), n);
+    };
+    again(4);
+    let slots = vec![PageSlot::EMPTY; 1];
+    let wait = &mut lab.sim.can_wait();
+    let none = GupFlags::empty();
+    let pins: PinnedPages<Machine, Read, _> =
+        gup::pin_user_pages_remote(s, wait, va + 2 * P, none, slots).unwrap();
+    assert_eq!(lab.dma_read(pins.pages()[0]), 2);
+    assert_eq!(disk.reads(), [(2, 14); 5]);
+    drop(pins);
+    drop(file);
+    lab.done();
+}
+
 /// The source changes after it was read and before the page is in the cache: nobody sees what it was (object/cache.rs, rule 5).
 #[test]
 fn what_was_read_before_a_change_is_not_kept() {
