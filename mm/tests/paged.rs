@@ -371,6 +371,30 @@ fn populate_reads_all_of_it() {
     lab.done();
 }
 
+/// Advice is taken: ahead of use, and after.
+#[test]
+fn advice_about_pages_that_can_be_read() {
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 64 * P);
+    let s = lab.space();
+    let va = map(&lab, s, 64, R, SHARED, &file);
+    let wait = &mut lab.sim.can_wait();
+    ops::madvise(s, wait, va + 10 * P, 10 * P, sys::MADV_WILLNEED).unwrap();
+    assert_eq!(disk.reads(), [(10, 6), (16, 16)]);
+    assert_eq!((s.rss_total(), file.pages()), (0, 22));
+    assert_eq!(lab.load(s, va + 12 * P), Some(12));
+    file.forget(wait, 11, 20);
+    // The window that was mapped around 12 stays.
+    assert!(file.lookup(12).is_some() && file.lookup(10).is_some());
+    assert!(file.lookup(16).is_none() && file.lookup(20).is_some());
+    let hole = ops::madvise(s, wait, va + 60 * P, 10 * P, sys::MADV_WILLNEED);
+    assert_eq!(hole, Err(Errno::ENOMEM));
+    disk.broken.store(true, SeqCst);
+    ops::madvise(s, wait, va + 32 * P, P, sys::MADV_WILLNEED).unwrap();
+    drop(file);
+    lab.done();
+}
+
 /// No frame, at any of the allocations: none is lost, and the next try succeeds.
 #[test]
 fn no_frame_to_read_into() {

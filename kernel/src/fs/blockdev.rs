@@ -117,6 +117,13 @@ fn cache(disk: &'static dyn Disk) -> Result<Arc<Object>, Errno> {
     Ok(new)
 }
 
+/// What was written to disks is on them; errors are for who asks for one disk (`fsync`).
+pub fn sync() {
+    for known in (0..).map_while(block::disk) {
+        let _ = known.disk.flush();
+    }
+}
+
 /// Lets go of cached blocks that nobody uses or, with `mapped`, that nobody has pinned. Returns how many pages. Sleeps.
 pub fn shrink(wait: &mut CanWait<X86>, mapped: bool) -> u64 {
     let mut pages = 0;
@@ -405,6 +412,18 @@ impl FileOps for Device {
 
     fn fsync(&self) -> Result<(), Errno> {
         self.disk.flush()
+    }
+
+    fn advise(&self, range: Range<u64>, needed: bool) {
+        let cache = self.content.object();
+        if needed {
+            let end = range.end.div_ceil(PAGE_SIZE);
+            cache.read_ahead(&mut can_wait(), range.start / PAGE_SIZE, end);
+        } else {
+            // Whole pages, as Linux: others may hold what somebody still needs.
+            let first = range.start.div_ceil(PAGE_SIZE);
+            cache.forget(&mut can_wait(), first, range.end / PAGE_SIZE);
+        }
     }
 
     fn ioctl(&self, file: &File, cmd: u32, arg: u64) -> SysResult {

@@ -8,6 +8,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
+use core::ops::Range;
 use core::sync::atomic::AtomicI32;
 
 use super::attr::{Attr, AttrChange, Kind};
@@ -261,6 +262,9 @@ pub trait FileOps: Send + Sync {
     fn fsync(&self) -> Result<(), Errno> {
         Err(Errno::EINVAL)
     }
+
+    /// The bytes of `range` will be read soon or, if not `needed`, no more. Nothing is promised.
+    fn advise(&self, _range: Range<u64>, _needed: bool) {}
 
     /// Further lines of /proc/PID/fdinfo.
     fn info(&self, _out: &mut dyn core::fmt::Write) -> core::fmt::Result {

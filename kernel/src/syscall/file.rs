@@ -11,7 +11,7 @@ use crate::fs::attr::Kind;
 use crate::fs::file::not_running;
 use crate::fs::names::{self, OpenHow};
 use crate::fs::path::Limits;
-use crate::fs::{IoBuf, access, caller, devfs, tmpfs};
+use crate::fs::{IoBuf, access, blockdev, caller, devfs, tmpfs};
 use mm::Errno;
 
 /// The family's calls.
@@ -286,8 +286,9 @@ fn fsync(f: &mut TrapFrame) -> SysResult {
     real_file(f.arg(0))?.ops().fsync().map(|()| 0)
 }
 
-/// Everything is memory: there is nothing to write out.
+/// Files are in memory; disks keep what they were told to write.
 fn sync(_: &mut TrapFrame) -> SysResult {
+    blockdev::sync();
     Ok(0)
 }
 
@@ -313,8 +314,17 @@ fn fadvise(f: &mut TrapFrame) -> SysResult {
     if file.dentry().kind() == Kind::Fifo {
         return Err(Errno::ESPIPE);
     }
-    if (f.arg(2) as i64) < 0 || f.arg(3) as u32 > sys::POSIX_FADV_NOREUSE {
+    let (start, len, advice) = (f.arg(1), f.arg(2), f.arg(3) as u32);
+    if (len as i64) < 0 || advice > sys::POSIX_FADV_NOREUSE {
         return Err(Errno::EINVAL);
+    }
+    // No length is all the rest; so is too long a one.
+    let end = start.checked_add(len).filter(|_| len != 0);
+    let range = start..end.unwrap_or(u64::MAX);
+    match advice {
+        sys::POSIX_FADV_WILLNEED => file.ops().advise(range, true),
+        sys::POSIX_FADV_DONTNEED => file.ops().advise(range, false),
+        _ => {}
     }
     Ok(0)
 }
@@ -324,10 +334,13 @@ fn readahead(f: &mut TrapFrame) -> SysResult {
     if !file.readable() {
         return Err(Errno::EBADF);
     }
-    if file.dentry().kind() == Kind::Regular {
-        Ok(0)
-    } else {
-        Err(Errno::EINVAL)
+    match file.dentry().kind() {
+        Kind::Regular | Kind::Block => {
+            let end = f.arg(1).saturating_add(f.arg(2));
+            file.ops().advise(f.arg(1)..end, true);
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
     }
 }
 

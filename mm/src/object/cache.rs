@@ -77,6 +77,9 @@ pub trait Source<H: Hw>: Send + Sync {
 /// Pages that are read in at once, an aligned window.
 pub const WINDOW: usize = 16;
 
+/// Pages that are read in because somebody says that he will need them.
+pub const AHEAD: u64 = 512;
+
 /// Frames that wait for their content.
 pub struct Unfilled {
     frames: [Option<Frame<Owned>>; WINDOW],
@@ -394,6 +397,19 @@ impl<H: Hw> FileObject<H> {
             }
         }
         read
+    }
+
+    /// Reads in what is missing of pages `first..end`, or of their first [`AHEAD`]. A page that cannot be read ends it, and nobody
+    /// is told. Sleeps, as [`Self::page_in`].
+    pub fn read_ahead(&self, wait: &mut CanWait<H>, first: u64, end: u64) {
+        let mut at = first;
+        let end = end.min(first.saturating_add(AHEAD)).min(self.end_page());
+        while self.is_paged() && at < end && self.page_in(wait, at).is_ok() {
+            at += 1;
+            while at < end && self.lookup(at).is_some() {
+                at += 1;
+            }
+        }
     }
 
     /// What was read before this is not put in any more (rule 5).

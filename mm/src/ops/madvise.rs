@@ -64,12 +64,12 @@ pub fn madvise<H: Hw>(
     match how {
         Advice::Flags(clear, set) => change(space, wait, (addr, end), what, clear, set),
         Advice::Populate(access) => populate::populate_access(space, wait, addr, end, access),
-        Advice::DontNeed(_) | Advice::WillNeed => {
-            let refused = match how {
-                Advice::DontNeed(true) => VmaFlags::PFNMAP,
-                _ => VmaFlags::PFNMAP.union(VmaFlags::LOCKED),
+        Advice::WillNeed => will_need(space, wait, addr, end),
+        Advice::DontNeed(locked) => {
+            let refused = match locked {
+                true => VmaFlags::PFNMAP,
+                false => VmaFlags::PFNMAP.union(VmaFlags::LOCKED),
             };
-            let drop_pages = matches!(how, Advice::DontNeed(_));
             let guard = space.mmap_read_killable(wait)?;
             let mut batch = TlbBatch::begin(wait, &space.tlb);
             let mut hole = false;
@@ -82,9 +82,6 @@ pub fn madvise<H: Hw>(
                 let part =
                     UserRange::new(at.max(vma.start()), vma.end().min(end)).ok_or(Errno::EINVAL)?;
                 at = part.end();
-                if !drop_pages {
-                    continue;
-                }
                 if vma.flags().intersects(refused) {
                     return Err(Errno::EINVAL);
                 }
@@ -94,6 +91,33 @@ pub fn madvise<H: Hw>(
             if hole { Err(Errno::ENOMEM) } else { Ok(()) }
         }
     }
+}
+
+/// Reads in what is mapped from files that are paged in, a VMA at a time, without a lock.
+fn will_need<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    let mut hole = false;
+    let mut at = start;
+    while at < end {
+        let guard = space.mmap_read_killable(wait)?;
+        let Some(vma) = guard.find_from(at).filter(|v| v.start() < end) else {
+            return Err(Errno::ENOMEM);
+        };
+        hole |= vma.start() > at;
+        let part = UserRange::new(at.max(vma.start()), vma.end().min(end)).ok_or(Errno::EINVAL)?;
+        at = part.end();
+        let object = vma.object().cloned();
+        let first = vma.index_of(part.start());
+        drop(guard);
+        if let Some(object) = object {
+            object.read_ahead(wait, first, first + part.pages());
+        }
+    }
+    if hole { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 fn change<H: Hw>(

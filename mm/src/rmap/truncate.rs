@@ -59,15 +59,24 @@ impl<H: Hw> FileObject<H> {
     /// Lets go of pages that can be read in again and that only the cache holds; with `mapped`, takes them from their
     /// mappings first. Returns how many. Pages without a source, and pinned ones, stay. Sleeps, as [`Self::set_size`].
     pub fn shrink(&self, wait: &mut CanWait<H>, mapped: bool) -> u64 {
+        self.let_go(wait, (0, u64::MAX), mapped)
+    }
+
+    /// As [`Self::shrink`] of those of `first..end` that nobody has mapped.
+    pub fn forget(&self, wait: &mut CanWait<H>, first: u64, end: u64) {
+        self.let_go(wait, (first, end), false);
+    }
+
+    fn let_go(&self, wait: &mut CanWait<H>, range: (u64, u64), mapped: bool) -> u64 {
         if !self.is_paged() || self.pages() == 0 {
             return 0;
         }
         while self.resize.write(wait, Park::Uninterruptible).is_err() {}
         let had = self.pages();
         if mapped {
-            unmap_file_range(self, (0, u64::MAX), Copies::Keep, wait);
+            unmap_file_range(self, range, Copies::Keep, wait);
         }
-        self.drop_pages((0, u64::MAX), |folio| folio.desc().ref_count() == 1, wait);
+        self.drop_pages(range, |folio| folio.desc().ref_count() == 1, wait);
         self.resize.unlock_write(self.hw());
         had.saturating_sub(self.pages())
     }

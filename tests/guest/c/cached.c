@@ -87,6 +87,12 @@ static void mappings(void) {
   char *l = mapped(d, 40 * PG, PROT_READ, MAP_SHARED | MAP_POPULATE, 5000 * PG);
   m = major();
   CHECK(is_pattern(l, 5000 * PG, 40 * PG) && major() == m);
+  // Advice.
+  CHECK(!madvise(s + 6000 * PG, 20 * PG, MADV_WILLNEED) && resident(s + 6019 * PG) && !resident(s + 6200 * PG));
+  CHECK(!posix_fadvise(d, 6300 * PG, 4 * PG, POSIX_FADV_WILLNEED) && resident(s + 6303 * PG));
+  CHECK(!readahead(d, 6400 * PG, 4 * PG) && resident(s + 6403 * PG));
+  CHECK(!posix_fadvise(d, 6300 * PG + 1, 4 * PG, POSIX_FADV_DONTNEED) && resident(s + 6300 * PG) && !resident(s + 6301 * PG));
+  CHECK(posix_fadvise(d, 0, -1, POSIX_FADV_DONTNEED) == EINVAL && readahead(d, -1, 5) == 0);
   // What there is not: nobody writes back.
   CHECK(mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0) == MAP_FAILED && errno == EPERM);
   CHECK(mprotect(s, PG, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
