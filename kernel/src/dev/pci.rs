@@ -136,7 +136,7 @@ impl Function {
         unsafe { Port::new(0xcfc + u16::from(offset & 2)).write(value) };
     }
 
-    /// Capabilities: identifier and offset. A list that runs in circles ends.
+    /// Capabilities: identifier and offset, those with at least 20 bytes to the end of the space. A list that runs in circles ends.
     pub fn capabilities(self) -> impl Iterator<Item = (u8, u8)> {
         let listed = self.read16(STATUS) & HAS_CAPABILITIES != 0;
         let mut at = if listed {
@@ -144,20 +144,22 @@ impl Function {
         } else {
             0
         };
-        (0..48).map_while(move |_| {
-            let here = at;
-            if here < 0x40 {
-                return None;
-            }
-            let word = self.read16(here);
-            at = (word >> 8) as u8 & !3;
-            Some((word as u8, here))
-        })
+        (0..48)
+            .map_while(move |_| {
+                let here = at;
+                if here < 0x40 {
+                    return None;
+                }
+                let word = self.read16(here);
+                at = (word >> 8) as u8 & !3;
+                Some((word as u8, here))
+            })
+            .filter(|&(_, at)| at <= 0xff - 19)
     }
 
-    /// Maps `len` bytes at `offset` of a memory window.
+    /// Maps `len` bytes at `offset` of a memory window; no device of ours has a megabyte of registers.
     pub fn registers(self, window: u8, offset: u32, len: u32) -> Option<Registers> {
-        if window > 5 || len == 0 {
+        if window > 5 || len == 0 || len > 1 << 20 {
             return None;
         }
         let at = BARS + 4 * window;
@@ -168,8 +170,8 @@ impl Function {
             _ => return None,
         };
         let first = base.checked_add(u64::from(offset))?;
-        first.checked_add(u64::from(len))?;
-        (base != 0).then(|| Registers {
+        let end = first.checked_add(u64::from(len))?;
+        (base != 0 && end <= MAX_PHYS).then(|| Registers {
             base: kspace::map_device(first, u64::from(len)),
             len,
         })
@@ -211,6 +213,9 @@ impl Function {
         Some(Msix { table, entries })
     }
 }
+
+/// Physical addresses have at most 52 bits.
+const MAX_PHYS: u64 = 1 << 52;
 
 /// Where to write a vector's number for `cpu`.
 fn message(cpu: usize) -> u64 {
@@ -269,7 +274,7 @@ impl Registers {
     }
     /// `len` of the registers, from `offset` on.
     pub fn part(&self, offset: u32, len: u32) -> Registers {
-        assert!(offset + len <= self.len);
+        assert!(u64::from(offset) + u64::from(len) <= u64::from(self.len));
         Registers {
             base: self.base + u64::from(offset),
             len,

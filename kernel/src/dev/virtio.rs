@@ -126,7 +126,7 @@ impl Transport {
         let mut found: [Option<Registers>; 5] = [const { None }; 5];
         let mut notify_step = 0;
         for (id, at) in function.capabilities() {
-            let kind = function.read8(at.checked_add(3)?);
+            let kind = function.read8(at + 3);
             if id != VENDOR_CAPABILITY || !matches!(kind, COMMON | NOTIFY | DEVICE) {
                 continue;
             }
@@ -137,7 +137,7 @@ impl Transport {
             let (offset, len) = (function.read32(at + 8), function.read32(at + 12));
             *slot = function.registers(function.read8(at + 4), offset, len);
             if kind == NOTIFY {
-                notify_step = function.read32(at.checked_add(16)?);
+                notify_step = function.read32(at + 16);
             }
         }
         let [_, common, notify, _, device] = found;

@@ -128,6 +128,34 @@ static void ring(void) { // a token around twelve processes
   while (wait(0) > 0) {}
   say("ring %d\n", v);
 }
+static void until_asleep(pid_t p) {
+  char path[64], state = 0;
+  snprintf(path, sizeof path, "/proc/%d/stat", p);
+  while (state != 'S') {
+    FILE *f = fopen(path, "r");
+    CHECK(f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1);
+    fclose(f);
+    sched_yield();
+  }
+}
+// Room for one writer, who cannot use it: the next one gets it.
+static void passed_on(void) {
+  int p[2];
+  static char page[4096];
+  CHECK(!pipe(p));
+  for (int i = 0; i < 16; i++) CHECK(write(p[1], page, 4096) == 4096);
+  pid_t bad = fork();
+  if (!bad) _exit(write(p[1], (void *)8, 4096) == -1 && errno == EFAULT);
+  until_asleep(bad);
+  pid_t good = fork();
+  if (!good) _exit(write(p[1], page, 4096) == 4096);
+  until_asleep(good);
+  CHECK(read(p[0], page, 4096) == 4096);
+  int a, b;
+  CHECK(waitpid(bad, &a, 0) == bad && waitpid(good, &b, 0) == good);
+  say("passed on %d %d\n", WEXITSTATUS(a), WEXITSTATUS(b));
+  close(p[0]); close(p[1]);
+}
 static void descriptors(void) {
   int d = dup(1);
   CHECK(d > 2);
@@ -166,6 +194,6 @@ static void descriptors(void) {
 }
 int main(void) {
   mkdir("/tmp", 0777);
-  ends(); nonblock(); stream(); atomic_writes(); ring(); descriptors();
+  ends(); nonblock(); stream(); atomic_writes(); passed_on(); ring(); descriptors();
   return 0;
 }

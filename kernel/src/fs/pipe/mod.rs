@@ -153,7 +153,7 @@ impl Pipe {
             if self.empty() && !nonblock && !Self::gone(&self.writers) {
                 self.wait_for_data()?;
             }
-            let mut ring = self.ring.lock_killable()?;
+            let mut ring = self.lock_woken(&self.read_wait)?;
             if !ring.bufs.is_empty() {
                 let was_full = self.full();
                 let result = ring.take(buf);
@@ -170,6 +170,13 @@ impl Pipe {
                 return Err(Errno::EAGAIN);
             }
         }
+    }
+
+    /// The ring. A dying thread, which may have been woken in the place of somebody else, wakes another of `queue`.
+    fn lock_woken(&self, queue: &WaitQueue) -> Result<MutexGuard<'_, Ring>, Errno> {
+        self.ring.lock_killable().inspect_err(|_| {
+            queue.wake_one();
+        })
     }
 
     /// Unlocks after something may have been taken, and wakes whom that concerns.
@@ -249,13 +256,14 @@ impl Pipe {
                 self.watchers.notify();
             }
             done += wrote;
+            // Whoever was woken for room that he leaves passes it on, also when he fails.
+            if room_left {
+                self.write_wait.wake_one();
+            }
             if let Err(e) = result {
                 return some(done, e);
             }
             if buf.left() == 0 {
-                if room_left {
-                    self.write_wait.wake_one();
-                }
                 return Ok(done);
             }
             if nonblock {

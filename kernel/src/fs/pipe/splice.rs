@@ -32,7 +32,7 @@ impl Pipe {
     /// The ring, with something in it; `None` at the end.
     fn data(&self, nonblock: bool) -> Result<Option<MutexGuard<'_, Ring>>, Errno> {
         loop {
-            let ring = self.ring.lock_killable()?;
+            let ring = self.lock_woken(&self.read_wait)?;
             if !ring.bufs.is_empty() {
                 return Ok(Some(ring));
             }
@@ -51,7 +51,7 @@ impl Pipe {
     /// The ring, with room for one more buffer. SIGPIPE and EPIPE when nobody is left to read.
     fn room(&self, nonblock: bool) -> Result<MutexGuard<'_, Ring>, Errno> {
         loop {
-            let ring = self.ring.lock_killable()?;
+            let ring = self.lock_woken(&self.write_wait)?;
             if Self::gone(&self.readers) {
                 drop(ring);
                 caller::send_sigpipe();
@@ -71,6 +71,13 @@ impl Pipe {
         }
     }
 
+    /// Waits for room, and leaves it: whoever waits behind us hears of it now, for we may wait for other things.
+    fn await_room(&self, nonblock: bool) -> Result<(), Errno> {
+        drop(self.room(nonblock)?);
+        self.write_wait.wake_one();
+        Ok(())
+    }
+
     /// Locks both rings, when `self` has something and `to` has room; `None` at the end of `self`.
     fn with<'a>(
         &'a self,
@@ -81,7 +88,7 @@ impl Pipe {
             if self.data(nonblock)?.is_none() {
                 return Ok(None);
             }
-            drop(to.room(nonblock)?);
+            to.await_room(nonblock)?;
             let (source, sink) = if core::ptr::from_ref(self) < core::ptr::from_ref(to) {
                 let first = self.ring.lock_killable()?;
                 (first, to.ring.lock_killable()?)
@@ -151,7 +158,7 @@ pub fn file_to_pipe(
 ) -> SysResult {
     if !file.ops().seekable() {
         // Once: a second read could wait for more.
-        drop(to.room(nonblock)?);
+        to.await_room(nonblock)?;
         let Some(buf) = file.ops().splice_read(file, pos, len, nonblock)? else {
             return Ok(0);
         };
