@@ -352,6 +352,11 @@ impl Hw for X86 {
         }
     }
 
+    fn copy_raw(self, dst: *mut u8, _: Pfn, va: u64) -> bool {
+        // SAFETY: the caller's frame, 4096 bytes.
+        unsafe { super::uaccess::copy_in_nofault(dst, va, 4096) == 0 }
+    }
+
     fn hide_frame(self, pfn: Pfn) -> bool {
         mm::sync::lockdep::may_await(self);
         kspace::hide(pfn)

@@ -47,8 +47,13 @@ const BUFFER: u64 = 0x4_0000;
 /// A transfer that ends with the last of its 4096 bytes is too long for QEMU 7.2, which gives up then.
 pub const BUFFER_LEN: u64 = 4095;
 
+/// All its registers.
+pub const WINDOW_LEN: u64 = 1 << 20;
+
 pub struct Edu {
     registers: Registers,
+    /// Where they are.
+    window: u64,
     /// One request at a time.
     turn: Mutex<()>,
     /// What it has interrupted for.
@@ -80,6 +85,7 @@ pub fn start(function: Function) -> Option<()> {
     }
     let edu = Box::leak(Box::new(Edu {
         registers,
+        window: function.window(0)?,
         turn: Mutex::new(()),
         done: AtomicU32::new(0),
         waiting: WaitQueue::new(),
@@ -98,6 +104,11 @@ impl Edu {
             .waiting
             .wait_while(Sleep::Uninterruptible, None, pending);
         self.done.fetch_and(!what, Ordering::Relaxed);
+    }
+
+    /// Where its registers are in physical memory: [`WINDOW_LEN`] bytes.
+    pub fn window(&self) -> u64 {
+        self.window
     }
 
     /// `n!` in 32 bits.

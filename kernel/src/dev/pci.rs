@@ -157,11 +157,8 @@ impl Function {
             .filter(|&(_, at)| at <= 0xff - 19)
     }
 
-    /// Maps `len` bytes at `offset` of a memory window; no device of ours has a megabyte of registers.
-    pub fn registers(self, window: u8, offset: u32, len: u32) -> Option<Registers> {
-        if window > 5 || len == 0 || len > 1 << 20 {
-            return None;
-        }
+    /// Where a memory window begins. `None`: it is none, or nobody has placed it.
+    pub fn window(self, window: u8) -> Option<u64> {
         let at = BARS + 4 * window;
         let low = self.read32(at);
         let base = match low & 7 {
@@ -169,9 +166,17 @@ impl Function {
             4 if window < 5 => u64::from(low & !15) | u64::from(self.read32(at + 4)) << 32,
             _ => return None,
         };
-        let first = base.checked_add(u64::from(offset))?;
+        (base != 0).then_some(base)
+    }
+
+    /// Maps `len` bytes at `offset` of a memory window; no device of ours has a megabyte of registers.
+    pub fn registers(self, window: u8, offset: u32, len: u32) -> Option<Registers> {
+        if window > 5 || len == 0 || len > 1 << 20 {
+            return None;
+        }
+        let first = self.window(window)?.checked_add(u64::from(offset))?;
         let end = first.checked_add(u64::from(len))?;
-        (base != 0 && end <= MAX_PHYS).then(|| Registers {
+        (end <= MAX_PHYS).then(|| Registers {
             base: kspace::map_device(first, u64::from(len)),
             len,
         })

@@ -9,6 +9,9 @@
 //! | `_IO('e', 4)` | | lets go of it |
 //! | `_IOW('e', 5, struct dma)` | as 2, the address counted from the buffer's first byte | one transfer |
 //!
+//! `mmap` shows its registers, a megabyte of them: a shared mapping is the device itself (and can tell it to reach any memory, or,
+//! with a number that it has not, to end QEMU), a private one copies a page at the first write. They take words of 4 bytes.
+//!
 //! `EFAULT` memory that cannot be pinned, `EINVAL` more than the device or the buffer has, `ENXIO` no buffer, `EBUSY` one already.
 #![forbid(unsafe_code)]
 
@@ -16,12 +19,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::file::File;
-use super::inode::FileOps;
+use super::inode::{FileOps, Mappable};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{Memory, PIECES};
-use crate::dev::edu::{BUFFER_LEN, Edu};
+use crate::dev::edu::{BUFFER_LEN, Edu, WINDOW_LEN};
 use crate::sync::Mutex;
 use crate::task::current;
 use crate::task::space::can_wait;
@@ -158,6 +161,12 @@ impl Device {
 impl FileOps for Device {
     fn seekable(&self) -> bool {
         false
+    }
+
+    fn mmap_at(&self, _file: &File, offset: u64) -> Result<Mappable, Errno> {
+        let len = WINDOW_LEN.checked_sub(offset).ok_or(Errno::EINVAL)?;
+        let first = self.edu.window() + offset;
+        Ok(Mappable::Raw { first, len })
     }
 
     fn ioctl(&self, _file: &File, cmd: u32, arg: u64) -> SysResult {

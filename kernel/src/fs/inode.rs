@@ -41,6 +41,8 @@ pub enum Mappable {
     Window(Arc<Object>),
     /// A folio that the kernel has made.
     Buffer(FolioRef<crate::arch::X86>),
+    /// A device's registers: where in physical memory, and how many bytes from the offset on.
+    Raw { first: u64, len: u64 },
     /// Zero pages of the mapping's own (`/dev/zero`).
     Anonymous,
 }

@@ -3,13 +3,14 @@
 use alloc::sync::Arc;
 
 use linux_raw_sys::general as sys;
+use mm::addr::page_up;
 use mm::ops::{self, FileMap, Key, MmapArgs, MremapArgs};
-use mm::{CanWait, Errno, PAGE_SHIFT, PAGE_SIZE};
+use mm::{CanWait, Errno, PAGE_SHIFT, PAGE_SIZE, Pfn};
 
 use super::Handler;
 use crate::SysResult;
 use crate::arch::{TrapFrame, X86, fpu, uaccess};
-use crate::fs::{Mappable, Object, secretmem};
+use crate::fs::{Mappable, Object, mapped, secretmem};
 use crate::task::{self, Space};
 
 /// The family.
@@ -59,7 +60,7 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
     if flags & sys::MAP_ANONYMOUS == 0 {
         let file = task::current().files().get(fd)?;
         let shared_write = flags & sys::MAP_TYPE != sys::MAP_PRIVATE && prot & sys::PROT_WRITE != 0;
-        let mut buffer = None;
+        let (mut buffer, mut raw) = (None, None);
         let (object, offset) = match file.mmap(offset)? {
             Mappable::Object(object) => (object, offset),
             Mappable::Window(object) => (object, 0),
@@ -67,11 +68,22 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
                 buffer = Some(folio);
                 (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
             }
+            Mappable::Raw { first, len: most } => {
+                if page_up(len).is_none_or(|len| len > most) {
+                    return Err(Errno::EINVAL);
+                }
+                raw = Some(Pfn(first >> PAGE_SHIFT));
+                (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
+            }
             Mappable::Anonymous => return map(args),
         };
         let sealed = file.ops().mmap_write_denied();
         if shared_write && sealed && file.writable() {
             return Err(Errno::EPERM);
+        }
+        if raw.is_some() {
+            let attr = file.inode().attr();
+            mapped::remember(&object, &file, attr.dev, attr.ino);
         }
         args.file = Some(FileMap {
             object,
@@ -81,6 +93,11 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
             append: file.append(),
             executable: true,
         });
+        if let Some(first) = raw {
+            crate::memory::headroom()?;
+            let at = ops::mmap_raw(space()?, &mut can_wait(), args, first, true)?;
+            return Ok(at as usize);
+        }
         if let Some(folio) = buffer {
             crate::memory::headroom()?;
             let at = ops::mmap_buffer(space()?, &mut can_wait(), args, &folio)?;

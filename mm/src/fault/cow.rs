@@ -12,7 +12,8 @@
 #![forbid(unsafe_code)]
 
 use super::unshare::is_ours;
-use super::{Cx, Step, Stop, WRITTEN, spurious};
+use super::{Cx, Signal, Step, Stop, WRITTEN, spurious};
+use crate::addr::Pfn;
 use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed};
 use crate::race::{Point, point};
 use crate::space::{RssKind, VmaFlags};
@@ -42,7 +43,7 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
     }
     if old.special() {
         drop(pt);
-        return replace(cx, old, None, cx.own_bits());
+        return replace(cx, old, Source::uncounted(cx.hw, old.pfn()), cx.own_bits());
     }
     let folio = Folio::new(cx.hw, old.pfn());
     if folio.is_anon() && is_ours(folio) {
@@ -52,7 +53,7 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
     }
     let source = folio.get();
     drop(pt);
-    replace(cx, old, Some(source), cx.own_bits())
+    replace(cx, old, Source::Folio(source), cx.own_bits())
 }
 
 /// Exclusive, not writable. `false`: nothing is mapped there.
@@ -68,7 +69,7 @@ pub(super) fn unshare<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Result<bool
     let bits = LeafBits(cx.vma.prot_bits().0 | old.0 & bit::SOFT_DIRTY);
     if old.special() {
         drop(pt);
-        replace(cx, old, None, bits)?;
+        replace(cx, old, Source::uncounted(cx.hw, old.pfn()), bits)?;
         return Ok(true);
     }
     let folio = Folio::new(cx.hw, old.pfn());
@@ -77,7 +78,7 @@ pub(super) fn unshare<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Result<bool
     }
     let source = folio.get();
     drop(pt);
-    replace(cx, old, Some(source), bits)?;
+    replace(cx, old, Source::Folio(source), bits)?;
     Ok(true)
 }
 
@@ -108,17 +109,68 @@ pub(super) fn filled<H: Hw>(
     })
 }
 
+/// What a copy is made from.
+enum Source<H: Hw> {
+    /// Of the zero page.
+    Zeroes,
+    /// A frame that nobody counts (PFN-6): a device's, or what the owner of a window into memory cannot know.
+    Raw,
+    Folio(FolioRef<H>),
+}
+
+impl<H: Hw> Source<H> {
+    /// What is behind a special entry.
+    #[inline]
+    fn uncounted(hw: H, pfn: Pfn) -> Self {
+        if pfn == hw.phys().zero_page() {
+            Source::Zeroes
+        } else {
+            Source::Raw
+        }
+    }
+}
+
+/// A copy of a bare frame. What cannot be read is no zeroes (PFN-7, BUG-27): if the entry is another by now, the access
+/// comes again; if it is not, it cannot be had.
+#[cold]
+#[inline(never)]
+fn raw_copy<H: Hw, G: MayInstall<H>>(
+    cx: &Cx<'_, H, G>,
+    old: Pte,
+) -> Result<Option<Frame<Zeroed>>, Stop> {
+    let hw = cx.hw;
+    let frame = hw.phys().alloc(hw, G::FRAMES).ok_or(NoFrame)?;
+    if hw.copy_raw(hw.frame_ptr(frame.pfn()), old.pfn(), cx.va) {
+        return Ok(Some(frame.assume_init()));
+    }
+    hw.phys().free(hw, frame);
+    let now = cx.space.tables.pte_table(cx.va, cx.permit);
+    match now.map(|pt| pt.get(PtGuard::<H>::index(cx.va))) {
+        Some(now) if now.special() && now.pfn() == old.pfn() => {
+            Err(Stop::Signal(Signal::Unreadable))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Puts an anonymous copy in place of `old`, unless the entry is no longer `old`.
 #[inline]
 fn replace<H: Hw, G: MayInstall<H>>(
     cx: &Cx<'_, H, G>,
     old: Pte,
-    source: Option<FolioRef<H>>,
+    source: Source<H>,
     bits: LeafBits,
 ) -> Step {
     let hw = cx.hw;
     let family = cx.vma.join_family();
-    let frame = filled(hw, G::FRAMES, source.as_ref())?;
+    let frame = match &source {
+        Source::Zeroes => filled(hw, G::FRAMES, None)?,
+        Source::Folio(source) => filled(hw, G::FRAMES, Some(source))?,
+        Source::Raw => match raw_copy(cx, old)? {
+            Some(frame) => frame,
+            None => return Ok(()),
+        },
+    };
     point(hw, Point::CowCopied);
     let i = PtGuard::<H>::index(cx.va);
     let table = cx.space.tables.pte_table(cx.va, cx.permit);
@@ -141,8 +193,8 @@ fn replace<H: Hw, G: MayInstall<H>>(
         Folio::new(hw, taken.pfn()).munlock();
     }
     match source {
-        None => cx.space.add_rss(RssKind::Anon, 1),
-        Some(source) => {
+        Source::Zeroes | Source::Raw => cx.space.add_rss(RssKind::Anon, 1),
+        Source::Folio(source) => {
             if !source.is_anon() {
                 cx.space.add_rss(cx.vma.file_rss(), -1);
                 cx.space.add_rss(RssKind::Anon, 1);

@@ -2,11 +2,15 @@
 
 use super::insert::insert_page;
 use super::{limits, mlock, munmap, populate};
-use crate::addr::{MMAP_MIN_ADDR, PAGE_SHIFT, PAGE_SIZE, USER_END, UserRange, page_down, page_up};
+use crate::addr::{
+    MMAP_MIN_ADDR, PAGE_SHIFT, PAGE_SIZE, Pfn, USER_END, UserRange, page_down, page_up,
+};
 use crate::errno::Errno;
 use crate::object::FileObject;
 use crate::phys::{FolioRef, Hw};
 use crate::space::{AddressSpace, MmapWriteGuard, NewVma, VmaFlags};
+use crate::table::pte::bit;
+use crate::table::{LeafBits, PtGuard, Pte};
 use crate::wait::CanWait;
 use alloc::sync::Arc;
 use linux_raw_sys::general as sys;
@@ -196,7 +200,7 @@ pub fn mmap_with_key<H: Hw>(
     a: MmapArgs<H>,
     key: u32,
 ) -> Result<u64, Errno> {
-    map(space, wait, a, key, None)
+    map(space, wait, a, key, Contents::Object)
 }
 
 /// A driver's own memory: the pages of `buffer`, from the file's offset on, are there at once; past its end
@@ -207,15 +211,44 @@ pub fn mmap_buffer<H: Hw>(
     a: MmapArgs<H>,
     buffer: &FolioRef<H>,
 ) -> Result<u64, Errno> {
-    map(space, wait, a, 0, Some(buffer))
+    map(space, wait, a, 0, Contents::Buffer(buffer))
 }
+
+/// Bare frames from `first` on, one for each page (PFN-2): a device's registers, a window into memory. Nobody counts them, and
+/// there is nothing else to come: a page that is missing is SIGBUS. `a.file` is the driver's file, whose object is empty. A
+/// private mapping copies what is written. `EINVAL` past the end of physical addresses.
+pub fn mmap_raw<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    a: MmapArgs<H>,
+    first: Pfn,
+    device: bool,
+) -> Result<u64, Errno> {
+    let pages = page_up(a.len).ok_or(Errno::ENOMEM)? >> PAGE_SHIFT;
+    let end = first.0.checked_add(pages);
+    if end.is_none_or(|end| end > MAX_PHYS >> PAGE_SHIFT) || a.file.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    map(space, wait, a, 0, Contents::Raw(first, device))
+}
+
+/// What is mapped at once.
+enum Contents<'a, H: Hw> {
+    /// Nothing: the object's pages come when they are touched.
+    Object,
+    Buffer(&'a FolioRef<H>),
+    Raw(Pfn, bool),
+}
+
+/// Physical addresses have 52 bits.
+const MAX_PHYS: u64 = 1 << 52;
 
 fn map<H: Hw>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,
     mut a: MmapArgs<H>,
     key: u32,
-    buffer: Option<&FolioRef<H>>,
+    contents: Contents<'_, H>,
 ) -> Result<u64, Errno> {
     let hw = wait.hw();
     if a.len == 0 {
@@ -230,11 +263,19 @@ fn map<H: Hw>(
         return Err(Errno::EOVERFLOW);
     }
     let mut flags = vma_flags(&a)?.with_key(key);
-    if buffer.is_some() {
-        if !flags.contains(VmaFlags::SHARED) {
-            return Err(Errno::EINVAL);
+    match contents {
+        Contents::Object => {}
+        Contents::Buffer(_) if !flags.contains(VmaFlags::SHARED) => return Err(Errno::EINVAL),
+        Contents::Buffer(_) => flags |= VmaFlags::MIXEDMAP,
+        Contents::Raw(first, _) => {
+            flags |= VmaFlags::IO | VmaFlags::PFNMAP | VmaFlags::DONTEXPAND | VmaFlags::DONTDUMP;
+            // As Linux, whose private mappings tell raw frames from copies by it.
+            if flags.is_cow()
+                && let Some(file) = &mut a.file
+            {
+                file.pgoff = first.0;
+            }
         }
-        flags |= VmaFlags::MIXEDMAP;
     }
     if a.file.is_none() && flags.contains(VmaFlags::SHARED) {
         // Shared anonymous memory is a file without a name.
@@ -274,9 +315,12 @@ fn map<H: Hw>(
         object,
     };
     map_region(space, wait, &mut guard, new)?;
-    if let Some(buffer) = buffer
-        && let Err(e) = fill(space, &guard, range, pgoff, buffer)
-    {
+    let filled = match contents {
+        Contents::Object => Ok(()),
+        Contents::Buffer(buffer) => fill(space, &guard, range, pgoff, buffer),
+        Contents::Raw(first, device) => fill_raw(space, &guard, range, first, device),
+    };
+    if let Err(e) = filled {
         munmap::unmap(wait, &mut guard, range)?;
         return Err(e);
     }
@@ -304,6 +348,36 @@ fn fill<H: Hw>(
     for i in 0..range.pages().min(has) {
         let va = range.start() + (i << PAGE_SHIFT);
         insert_page(space, guard, vma, va, buffer, pgoff + i)?;
+    }
+    Ok(())
+}
+
+/// Maps bare frames.
+fn fill_raw<H: Hw>(
+    space: &AddressSpace<H>,
+    guard: &MmapWriteGuard<'_, H>,
+    range: UserRange,
+    first: Pfn,
+    device: bool,
+) -> Result<(), Errno> {
+    let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
+    // A private copy comes with the first write.
+    let bits = match vma.flags().contains(VmaFlags::SHARED) {
+        true => vma.prot_bits(),
+        false => LeafBits(vma.prot_bits().0 & !bit::W),
+    };
+    for piece in super::tables(range) {
+        let mut pt = space.tables.pte_table_alloc(piece.start(), guard)?;
+        let at = (piece.start() - range.start()) >> PAGE_SHIFT;
+        let i = PtGuard::<H>::index(piece.start());
+        for n in 0..piece.pages() {
+            pt.install(
+                i + n as usize,
+                Pte::raw(Pfn(first.0 + at + n), bits, device),
+            );
+        }
+        drop(pt);
+        space.hw().cond_resched();
     }
     Ok(())
 }

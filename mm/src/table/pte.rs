@@ -126,6 +126,12 @@ impl Pte {
     pub const fn leaf(pfn: Pfn, bits: LeafBits) -> Self {
         Pte(pfn.0 << 12 | bits.0 | bit::A)
     }
+    /// A leaf of a bare frame, which nobody counts (PFN-1); device memory is not cached.
+    #[inline]
+    pub const fn raw(pfn: Pfn, bits: LeafBits, device: bool) -> Self {
+        let uncached = if device { bit::PCD | bit::PWT } else { 0 };
+        Pte((pfn.0 << 12 | bits.0 | bit::A | bit::SPECIAL | uncached) & !bit::MLOCKED)
+    }
     /// A user table entry; rights are decided by the leaf (FAST-6).
     #[inline]
     pub const fn table(pfn: Pfn) -> Self {

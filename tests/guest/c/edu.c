@@ -117,11 +117,71 @@ static void registered(void) {
   CHECK(waitpid(c, &st, 0) == c && WIFSIGNALED(st) && pins_held() == 0);
 }
 
+// Its registers, mapped (PFN-2 to PFN-12): nothing counts them, nobody pins them, and a private write copies a page.
+static int says(const char *file, const char *line, const char *word) {
+  FILE *f = fopen(file, "r");
+  CHECK(f);
+  char b[512];
+  int in = 0, found = 0;
+  while (fgets(b, sizeof b, f)) {
+    if (strstr(b, "/dev/edu")) in = 1;
+    else if (in && !strncmp(b, line, strlen(line))) { found = strstr(b, word) != 0; break; }
+  }
+  fclose(f);
+  return found;
+}
+static void registers(void) {
+  probe_install();
+  size_t all = MB;
+  volatile uint32_t *r = mmap(0, all, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+  CHECK(r != MAP_FAILED && (r[0] & 0xffff) == 0xed);
+  CHECK(says("/proc/self/smaps", "VmFlags:", " io ") && says("/proc/self/smaps", "VmFlags:", " pf "));
+  CHECK(says("/proc/self/smaps", "Rss:", " 0 kB"));
+  r[1] = 0x12345678;
+  CHECK(r[1] == ~0x12345678u);
+  r[2] = 10;
+  while (r[8] & 1) sched_yield();
+  CHECK(r[2] == 3628800);
+  pid_t c = fork();
+  if (!c) _exit((r[0] & 0xffff) != 0xed);
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  // Nobody takes hold of it.
+  CHECK(put((void *)r, 16, 0) == -1 && errno == EFAULT && get((void *)r, 16, 0) == -1 && errno == EFAULT);
+  CHECK(hold((void *)r, PG) == -1 && errno == EFAULT && pins_held() == 0);
+  CHECK(madvise((void *)r, PG, MADV_DONTNEED) == -1 && errno == EINVAL);
+  CHECK(mremap((void *)r, all, all + PG, MREMAP_MAYMOVE) == MAP_FAILED && errno == EFAULT);
+  CHECK(!mprotect((void *)r, PG, PROT_READ) && !strcmp(probe((char *)r, 'W'), "SEGV_ACCERR") && r[1] == ~0x12345678u);
+  CHECK(!mprotect((void *)r, PG, PROT_READ | PROT_WRITE));
+  r[1] = 1;
+  CHECK(r[1] == ~1u);
+  volatile uint32_t *m = mremap((void *)r, PG, PG, MREMAP_MAYMOVE | MREMAP_FIXED, BASE);
+  CHECK(m == (void *)BASE && (m[0] & 0xffff) == 0xed && !strcmp(probe((char *)r, 'r'), "SEGV_MAPERR"));
+  // Private: the device is not told.
+  volatile uint32_t *p = mmap(0, 2 * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, d, 0);
+  CHECK(p != MAP_FAILED && (p[0] & 0xffff) == 0xed && p[1] == ~1u);
+  p[1] = 7;
+  p[1023] = 8;
+  CHECK(p[1] == 7 && p[1023] == 8 && m[1] == ~1u);
+  c = fork();
+  if (!c) {
+    p[1] = 9;
+    _exit(p[1] != 9 || m[1] != ~1u);
+  }
+  CHECK(waitpid(c, &st, 0) == c && !st && p[1] == 7);
+  CHECK(!munmap((void *)p, 2 * PG) && !munmap((void *)m, PG) && !munmap((void *)((char *)r + PG), all - PG));
+  // No more than there is.
+  CHECK(mmap(0, all + PG, PROT_READ, MAP_SHARED, d, 0) == MAP_FAILED && errno == EINVAL);
+  CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, d, all) == MAP_FAILED && errno == EINVAL);
+  CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, d, -(off_t)PG) == MAP_FAILED);
+}
+
 int main(void) {
   d = open("/dev/edu", O_RDWR);
   CHECK(d >= 0);
   factorials();
   refused();
+  registers();
   forks();
   registered();
   char *p = pages(2, PROT_READ | PROT_WRITE);
