@@ -9,7 +9,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::hw::{AtomicCpuSet, Cpu, FlushRange, FlushReq, Park, Parked, Waiter, Warning};
-use mm::phys::{FrameDesc, Phys};
+use mm::phys::{Frame, FrameDesc, Owned, Phys};
 use mm::{Hw, Pfn};
 
 use super::{MAX_CPUS, cpu, fpu, ipi};
@@ -352,9 +352,9 @@ impl Hw for X86 {
         }
     }
 
-    fn copy_raw(self, dst: *mut u8, _: Pfn, va: u64) -> bool {
-        // SAFETY: the caller's frame, 4096 bytes.
-        unsafe { super::uaccess::copy_in_nofault(dst, va, 4096) == 0 }
+    fn copy_raw(self, into: &mut Frame<Owned>, _: Pfn, va: u64) -> bool {
+        // SAFETY: a frame of the caller's, 4096 bytes in the direct map.
+        unsafe { super::uaccess::copy_in_nofault(self.frame_ptr(into.pfn()), va, 4096) == 0 }
     }
 
     fn hide_frame(self, pfn: Pfn) -> bool {

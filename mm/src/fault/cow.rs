@@ -139,8 +139,8 @@ fn raw_copy<H: Hw, G: MayInstall<H>>(
     old: Pte,
 ) -> Result<Option<Frame<Zeroed>>, Stop> {
     let hw = cx.hw;
-    let frame = hw.phys().alloc(hw, G::FRAMES).ok_or(NoFrame)?;
-    if hw.copy_raw(hw.frame_ptr(frame.pfn()), old.pfn(), cx.va) {
+    let mut frame = hw.phys().alloc(hw, G::FRAMES).ok_or(NoFrame)?;
+    if hw.copy_raw(&mut frame, old.pfn(), cx.va) {
         return Ok(Some(frame.assume_init()));
     }
     hw.phys().free(hw, frame);

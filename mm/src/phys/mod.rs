@@ -38,7 +38,7 @@ pub trait Hw: Cpu {
     fn copy_frame(self, dst: *mut u8, src: *const u8);
     /// Copies what stands behind the running program's address `va`: a bare frame, perhaps of a device, perhaps gone by now.
     /// Faults are not served. `false`: not all of it could be read (PFN-7).
-    fn copy_raw(self, dst: *mut u8, pfn: Pfn, va: u64) -> bool;
+    fn copy_raw(self, into: &mut Frame<Owned>, from: Pfn, va: u64) -> bool;
     /// Takes a frame out of the direct map, and returns when no CPU can reach it there; `false`: no memory for the
     /// smaller leaves that this takes. Interrupts on, as for a shootdown.
     fn hide_frame(self, pfn: Pfn) -> bool;

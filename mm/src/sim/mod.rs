@@ -26,7 +26,7 @@ pub mod rng;
 use crate::addr::{Order, Pfn};
 use crate::errno::Errno;
 use crate::hw::{AtomicCpuSet, Cpu, FlushReq, MAX_CPUS, Park, Parked, Waiter, Warning};
-use crate::phys::{FrameDesc, Hw, Phys, Use, Zone};
+use crate::phys::{Frame, FrameDesc, Hw, Owned, Phys, Use, Zone};
 use crate::race::Point;
 use crate::wait::CanWait;
 use mmu::{Mmu, PageFault, Want};
@@ -586,10 +586,10 @@ impl Hw for Machine {
         }
     }
     /// Frames past its memory are devices that do not answer.
-    fn copy_raw(self, dst: *mut u8, pfn: Pfn, _va: u64) -> bool {
-        let there = pfn.0 < self.config.frames;
+    fn copy_raw(self, into: &mut Frame<Owned>, from: Pfn, _va: u64) -> bool {
+        let there = from.0 < self.config.frames;
         if there {
-            self.copy_frame(dst, self.frame_ptr(pfn));
+            self.copy_frame(self.frame_ptr(into.pfn()), self.frame_ptr(from));
         }
         there
     }

@@ -117,7 +117,7 @@ static void registered(void) {
   CHECK(waitpid(c, &st, 0) == c && WIFSIGNALED(st) && pins_held() == 0);
 }
 
-// Its registers, mapped (PFN-2 to PFN-12): nothing counts them, nobody pins them, and a private write copies a page.
+// Its registers, mapped (PFN-2, PFN-4, PFN-6, PFN-9, PFN-12): nothing counts them, nobody pins them, and a private write copies a page.
 static int says(const char *file, const char *line, const char *word) {
   FILE *f = fopen(file, "r");
   CHECK(f);
