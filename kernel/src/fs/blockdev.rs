@@ -34,6 +34,7 @@ use crate::sync::Mutex;
 use crate::task::current;
 use crate::task::space::can_wait;
 use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
+use mm::object::cache::paged_pages;
 use mm::object::{Source, Unfilled};
 use mm::{CanWait, Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
@@ -76,6 +77,9 @@ struct Device {
     content: Content,
 }
 
+/// Cached pages that are too few to be worth taking.
+const FRESH: u64 = 256;
+
 /// What is read of a disk.
 struct Blocks {
     disk: &'static dyn Disk,
@@ -83,9 +87,11 @@ struct Blocks {
 
 impl Source<X86> for Blocks {
     fn read(&self, wait: &mut CanWait<X86>, first: u64, into: &Unfilled) -> Result<(), Errno> {
-        // Before memory is short for those who cannot read theirs again.
+        // Before memory is short for those who cannot read theirs again; but what others have just read stays until they have
+        // seen it.
         let (total, free) = memory::totals();
-        if free < total / 8 && shrink(wait, false) == 0 {
+        let short = free < total / 8 && paged_pages() > FRESH;
+        if short && shrink(wait, false) == 0 {
             shrink(wait, true);
         }
         memory::headroom()?;
