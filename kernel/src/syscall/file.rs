@@ -107,12 +107,12 @@ fn pwritev(f: &mut TrapFrame) -> SysResult {
     file.write_at(&mut IoBuf::user_vec(&spans), pos)
 }
 
-/// RWF_ flags that need nothing done for files in memory.
-const RWF_HARMLESS: u32 = sys::RWF_HIPRI | sys::RWF_DSYNC | sys::RWF_SYNC;
+/// RWF_ flags of writes that are on the medium when they return.
+const RWF_SYNCED: u32 = sys::RWF_DSYNC | sys::RWF_SYNC;
 
 /// EOPNOTSUPP for flags of one read or write that are not there.
 pub fn vector_flags(flags: u64) -> Result<(), Errno> {
-    if flags as u32 & !RWF_HARMLESS != 0 {
+    if flags as u32 & !(RWF_SYNCED | sys::RWF_HIPRI) != 0 {
         Err(Errno::EOPNOTSUPP)
     } else {
         Ok(())
@@ -130,11 +130,17 @@ fn preadv2(f: &mut TrapFrame) -> SysResult {
 
 fn pwritev2(f: &mut TrapFrame) -> SysResult {
     vector_flags(f.arg(5))?;
-    if f.arg(3) == u64::MAX {
-        writev(f)
-    } else {
-        pwritev(f)
+    let done = match f.arg(3) {
+        u64::MAX => writev(f)?,
+        _ => pwritev(f)?,
+    };
+    let file = file(f.arg(0))?;
+    if f.arg(5) as u32 & RWF_SYNCED != 0
+        && matches!(file.dentry().kind(), Kind::Regular | Kind::Block)
+    {
+        file.ops().fsync()?;
     }
+    Ok(done)
 }
 
 fn do_open(dirfd: i32, addr: u64, how: &OpenHow) -> SysResult {
@@ -200,7 +206,7 @@ fn openat2(f: &mut TrapFrame) -> SysResult {
     }
     // A newer caller's fields must be zero: what we do not know was not asked for.
     for i in SIZE..size {
-        if get_user::<u8>(at + i)? != 0 {
+        if get_user::<u8>(at.checked_add(i).ok_or(Errno::EFAULT)?)? != 0 {
             return Err(Errno::E2BIG);
         }
     }

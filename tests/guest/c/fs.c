@@ -1,5 +1,6 @@
 // Files and directories: create, read, write, seek, link, rename, list, and what is refused.
 #include "t.h"
+#include <sys/uio.h>
 #include <dirent.h>
 #include <sys/statfs.h>
 #include <sys/sendfile.h>
@@ -189,12 +190,28 @@ static void wipe(const char *d) {
   closedir(h);
   rmdir(d);
 }
+// Structures at the end of the address space, and writes that are on the medium.
+static void ends(void) {
+  R(syscall(SYS_openat2, AT_FDCWD, "/", (void *)-8L, 24));
+  R(syscall(SYS_openat2, AT_FDCWD, "/", (void *)-8L, 64));
+  struct iovec v = {"x", 1};
+  int f = open(D "/synced", O_RDWR | O_CREAT, 0600), n = open("/dev/null", O_WRONLY), p[2];
+  CHECK(f >= 0 && n >= 0 && !pipe(p));
+  for (int flags = 2; flags <= 6; flags += 2) {
+    R(pwritev2(f, &v, 1, 0, flags));
+    R(pwritev2(n, &v, 1, -1, flags));
+    R(pwritev2(p[1], &v, 1, -1, flags));
+    R(preadv2(p[0], &v, 0, -1, flags));
+  }
+  R(pwritev2(f, &v, 1, 0, 1 << 30));
+  close(f); close(n); close(p[0]); close(p[1]);
+}
 int main(void) {
   umask(022);
   mkdir("/tmp", 0777);
   wipe(D);
   CHECK(!mkdir(D, 0755));
-  files(); dirs(); more();
+  files(); dirs(); more(); ends();
   wipe(D);
   R(access(D, F_OK));
   return 0;
