@@ -74,3 +74,22 @@ pub unsafe fn prepare(stack_top: u64, entry: extern "C" fn(usize) -> !, arg: usi
 extern "C" fn start() {
     naked_asm!("mov rdi, r13", "call r12", "ud2")
 }
+
+/// Calls `f(arg)` on the stack below `top`; interrupts, and whoever is switched to meanwhile, do not mind.
+///
+/// # Safety
+/// `top` is the 16-byte aligned top of a mapped stack that nobody uses until this returns, and that is large enough.
+#[unsafe(naked)]
+pub unsafe extern "C" fn call_on(top: u64, f: extern "C" fn(*mut ()), arg: *mut ()) {
+    // The frame stays in the chain of backtraces.
+    naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "mov rsp, rdi",
+        "mov rdi, rdx",
+        "call rsi",
+        "mov rsp, rbp",
+        "pop rbp",
+        "ret",
+    )
+}

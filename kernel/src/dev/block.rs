@@ -104,18 +104,35 @@ impl<'a> Memory<'a> {
         Memory::of_pages(Way::Drain, pins.pages(), skip, len)
     }
 
-    /// Frames that are about to enter the page cache, at most `len` bytes of them, to be written by the device.
-    pub fn of_unfilled(frames: &'a Unfilled, len: u64) -> Self {
+    /// `len` bytes, after the first `skip`, of frames that are about to enter the page cache, to be written by the device.
+    /// `None`: they do not hold that many.
+    pub fn of_unfilled(frames: &'a Unfilled, skip: u64, len: u64) -> Option<Self> {
         let mut memory = Memory::new(Way::Fill);
-        let mut left = len;
-        for pfn in frames.pfns() {
-            let n = left.min(PAGE_SIZE);
-            if n == 0 || memory.push(pfn.0 << 12, n).is_none() {
+        let (mut at, mut left) = (skip % PAGE_SIZE, len);
+        for pfn in frames.pfns().skip((skip / PAGE_SIZE) as usize) {
+            let n = left.min(PAGE_SIZE - at);
+            if n == 0 {
                 break;
             }
+            memory.push((pfn.0 << 12) + at, n)?;
+            (at, left) = (0, left - n);
+        }
+        (left == 0).then_some(memory)
+    }
+
+    /// `len` of its bytes, after the first `skip`. `None`: there are not that many.
+    pub fn part(&self, skip: u64, len: u64) -> Option<Self> {
+        let mut part = Memory::new(self.way);
+        let (mut skip, mut left) = (skip, len);
+        for piece in self.pieces() {
+            let n = u64::from(piece.len).saturating_sub(skip).min(left);
+            if n > 0 {
+                part.push(piece.pa + skip, n)?;
+            }
+            skip = skip.saturating_sub(u64::from(piece.len));
             left -= n;
         }
-        memory
+        (left == 0).then_some(part)
     }
 
     /// The first `len` bytes of the kernel's own.
@@ -260,7 +277,14 @@ pub fn disk(n: usize) -> Option<Known> {
 
 /// The disk of a device number.
 pub fn find(major: u32, minor: u32) -> Option<&'static dyn Disk> {
+    known(major, minor).map(|d| d.disk)
+}
+
+/// The same, with its number.
+pub fn known(major: u32, minor: u32) -> Option<Known> {
     let disks = DISKS.lock();
-    let known = disks.iter().find(|d| (d.major, d.minor) == (major, minor));
-    known.map(|d| d.disk)
+    disks
+        .iter()
+        .find(|d| (d.major, d.minor) == (major, minor))
+        .copied()
 }

@@ -161,6 +161,26 @@ impl AttrCell {
         }
     }
 
+    /// Those that an inode on a disk has.
+    pub fn of(attr: &Attr, kind: Kind) -> Self {
+        AttrCell {
+            dev: attr.dev,
+            ino: attr.ino,
+            kind,
+            rdev: attr.rdev,
+            state: Spin::new(State {
+                perm: attr.mode & 0o7777,
+                nlink: attr.nlink,
+                uid: attr.uid,
+                gid: attr.gid,
+                atime: attr.atime,
+                mtime: attr.mtime,
+                ctime: attr.ctime,
+                btime: attr.btime,
+            }),
+        }
+    }
+
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -227,6 +247,16 @@ impl AttrCell {
     pub fn accessed(&self) {
         let now = Stamp::now();
         self.state.lock().atime = now;
+    }
+
+    /// The link count that a disk has.
+    pub fn set_links(&self, links: u32) {
+        let now = Stamp::now();
+        let mut s = self.state.lock();
+        if s.nlink != links {
+            s.nlink = links;
+            s.ctime = now;
+        }
     }
 
     pub fn nlink(&self) -> u32 {

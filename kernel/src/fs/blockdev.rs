@@ -87,19 +87,25 @@ struct Blocks {
 
 impl Source<X86> for Blocks {
     fn read(&self, wait: &mut CanWait<X86>, first: u64, into: &Unfilled) -> Result<(), Errno> {
-        // Before memory is short for those who cannot read theirs again; but what others have just read stays until they have
-        // seen it.
-        let (total, free) = memory::totals();
-        let short = free < total / 8 && paged_pages() > FRESH;
-        if short && shrink(wait, false) == 0 {
-            shrink(wait, true);
-        }
-        memory::headroom()?;
+        make_room(wait)?;
         let left = self.disk.sectors() * SECTOR - first * PAGE_SIZE;
-        let memory = Memory::of_unfilled(into, left);
+        let len = left.min(into.pfns().count() as u64 * PAGE_SIZE);
+        let memory = Memory::of_unfilled(into, 0, len).ok_or(Errno::EIO)?;
         self.disk.transfer(first * (PAGE_SIZE / SECTOR), &memory)?;
         Ok(())
     }
+}
+
+/// Before pages are read in. `ENOMEM`: what is free is needed elsewhere.
+pub fn make_room(wait: &mut CanWait<X86>) -> Result<(), Errno> {
+    // Before memory is short for those who cannot read theirs again; but what others have just read stays until they have
+    // seen it.
+    let (total, free) = memory::totals();
+    let short = free < total / 8 && paged_pages() > FRESH;
+    if short && shrink(wait, false) == 0 {
+        shrink(wait, true);
+    }
+    memory::headroom()
 }
 
 /// The caches of disks in use.

@@ -2,10 +2,11 @@
 //!
 //! A dentry keeps its inode and its parent alive; a parent knows its children weakly, so the set of dentries is
 //! exactly what open files, working directories and mounts need, and there is at most one for a name.
-//! Protocol: a name is looked up, made, taken away or moved while the `children` lock of its directory's dentry is
-//! held (of both directories, the lower address first, for a move), together with the file system's own change.
-//! So a lookup can never put back a name that is just going. What is unhooked is dropped after the locks: a
-//! dentry's drop takes its parent's lock.
+//! Protocol: a name is looked up, made, taken away or moved while the names of its directory are held ([`Names`]; of
+//! both directories, the lower address first, for a move), together with the file system's own change.
+//! So a lookup can never put back a name that is just going. Names are held by the `children` lock or, where the
+//! file system sleeps, by `busy`, and `children` is taken for each look at the table. What is unhooked is dropped
+//! after the locks: a dentry's drop takes its parent's `children`.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -13,10 +14,11 @@ use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use spin::{Mutex as Spin, MutexGuard};
+use spin::{Mutex as Spin, MutexGuard as SpinGuard};
 
 use super::attr::Kind;
 use super::inode::Inode;
+use crate::sync::{Mutex, MutexGuard};
 use mm::Errno;
 
 type Children = BTreeMap<Box<[u8]>, Weak<Dentry>>;
@@ -27,6 +29,9 @@ pub struct Dentry {
     kind: Kind,
     link: Spin<Link>,
     children: Spin<Children>,
+    /// Whether the file system sleeps: then `busy` holds the names.
+    sleeps: bool,
+    busy: Mutex<()>,
     /// Mounts that stand on this dentry.
     mounts: AtomicUsize,
     unlinked: AtomicBool,
@@ -41,13 +46,15 @@ impl Dentry {
     fn build(inode: Arc<dyn Inode>, name: &[u8], parent: Option<Arc<Dentry>>) -> Arc<Self> {
         let kind = inode.kind();
         Arc::new(Dentry {
-            inode,
             kind,
+            sleeps: inode.sleeps(),
+            inode,
             link: Spin::new(Link {
                 name: name.into(),
                 parent,
             }),
             children: Spin::new(BTreeMap::new()),
+            busy: Mutex::new(()),
             mounts: AtomicUsize::new(0),
             unlinked: AtomicBool::new(false),
         })
@@ -116,22 +123,28 @@ impl Dentry {
             let inode = self.inode.lookup(name)?;
             return Ok(Self::build(inode, name, Some(self.clone())));
         }
-        let mut children = self.children.lock();
-        if let Some(d) = children.get(name).and_then(Weak::upgrade) {
+        if self.sleeps {
+            // Names in use need no file system.
+            if let Some(d) = self.children.lock().get(name).and_then(Weak::upgrade) {
+                return Ok(d);
+            }
+        }
+        let mut names = Names::hold(self);
+        if let Some(d) = names.get(name) {
             return Ok(d);
         }
         let inode = self.inode.lookup(name)?;
-        Ok(self.adopt(&mut children, name, inode))
+        Ok(self.adopt(&mut names, name, inode))
     }
 
     fn adopt(
         self: &Arc<Self>,
-        children: &mut Children,
+        names: &mut Names<'_>,
         name: &[u8],
         inode: Arc<dyn Inode>,
     ) -> Arc<Dentry> {
         let d = Self::build(inode, name, Some(self.clone()));
-        children.insert(name.into(), Arc::downgrade(&d));
+        names.put(name, &d);
         d
     }
 
@@ -141,33 +154,33 @@ impl Dentry {
         name: &[u8],
         make: impl FnOnce(&Arc<dyn Inode>) -> Result<Arc<dyn Inode>, Errno>,
     ) -> Result<Arc<Dentry>, Errno> {
-        let mut children = self.children.lock();
+        let mut names = Names::hold(self);
         let inode = make(&self.inode)?;
-        Ok(self.adopt(&mut children, name, inode))
+        Ok(self.adopt(&mut names, name, inode))
     }
 
     /// Gives `inode` the further name `name`.
     pub fn link(self: &Arc<Self>, name: &[u8], inode: &Arc<dyn Inode>) -> Result<(), Errno> {
-        let _children = self.children.lock();
+        let _names = Names::hold(self);
         self.inode.link(name, inode)
     }
 
     /// Takes `name` away. EBUSY where something is mounted.
     pub fn unlink(&self, name: &[u8], dir: bool) -> Result<(), Errno> {
-        let mut children = self.children.lock();
-        let known = children.get(name).and_then(Weak::upgrade);
+        let mut names = Names::hold(self);
+        let known = names.get(name);
         let result = if known.as_ref().is_some_and(|d| d.is_mountpoint()) {
             Err(Errno::EBUSY)
         } else {
             self.inode.unlink(name, dir)
         };
         if result.is_ok() {
-            children.remove(name);
+            names.remove(name);
             if let Some(d) = &known {
                 d.unlinked.store(true, Ordering::Relaxed);
             }
         }
-        drop(children);
+        drop(names);
         drop(known);
         result.map(drop)
     }
@@ -182,8 +195,8 @@ impl Dentry {
         exchange: bool,
     ) -> Result<(), Errno> {
         let mut pair = Pair::lock(from, to);
-        let moved = pair.from().get(old).and_then(Weak::upgrade);
-        let target = pair.to().get(new).and_then(Weak::upgrade);
+        let moved = pair.from().get(old);
+        let target = pair.to().get(new);
         let busy = [&moved, &target]
             .into_iter()
             .flatten()
@@ -199,12 +212,12 @@ impl Dentry {
             pair.to().remove(new);
             if let Some(d) = &moved {
                 old_parents.0 = d.relink(new, to);
-                pair.to().insert(new.into(), Arc::downgrade(d));
+                pair.to().put(new, d);
             }
             match &target {
                 Some(d) if exchange => {
                     old_parents.1 = d.relink(old, from);
-                    pair.from().insert(old.into(), Arc::downgrade(d));
+                    pair.from().put(old, d);
                 }
                 Some(d) => d.unlinked.store(true, Ordering::Relaxed),
                 None => {}
@@ -238,10 +251,50 @@ impl Dentry {
     }
 }
 
-/// The children locks of two directories, which may be one.
+/// The names of a directory, which stay as they are but for what the holder does.
+struct Names<'a> {
+    dentry: &'a Dentry,
+    by: Held<'a>,
+}
+
+enum Held<'a> {
+    Spin(SpinGuard<'a, Children>),
+    Busy(#[expect(dead_code, reason = "held")] MutexGuard<'a, ()>),
+}
+
+impl<'a> Names<'a> {
+    fn hold(dentry: &'a Dentry) -> Self {
+        let by = match dentry.sleeps {
+            true => Held::Busy(dentry.busy.lock()),
+            false => Held::Spin(dentry.children.lock()),
+        };
+        Names { dentry, by }
+    }
+
+    fn with<R>(&mut self, f: impl FnOnce(&mut Children) -> R) -> R {
+        match &mut self.by {
+            Held::Spin(children) => f(children),
+            Held::Busy(_) => f(&mut self.dentry.children.lock()),
+        }
+    }
+
+    fn get(&mut self, name: &[u8]) -> Option<Arc<Dentry>> {
+        self.with(|c| c.get(name).and_then(Weak::upgrade))
+    }
+
+    fn put(&mut self, name: &[u8], d: &Arc<Dentry>) {
+        self.with(|c| c.insert(name.into(), Arc::downgrade(d)));
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        self.with(|c| c.remove(name));
+    }
+}
+
+/// The names of two directories, which may be one.
 struct Pair<'a> {
-    first: MutexGuard<'a, Children>,
-    second: Option<MutexGuard<'a, Children>>,
+    first: Names<'a>,
+    second: Option<Names<'a>>,
     from_is_first: bool,
 }
 
@@ -249,7 +302,7 @@ impl<'a> Pair<'a> {
     fn lock(from: &'a Arc<Dentry>, to: &'a Arc<Dentry>) -> Self {
         if Arc::ptr_eq(from, to) {
             return Pair {
-                first: from.children.lock(),
+                first: Names::hold(from),
                 second: None,
                 from_is_first: true,
             };
@@ -260,22 +313,22 @@ impl<'a> Pair<'a> {
         } else {
             (to, from)
         };
-        let first = a.children.lock();
+        let first = Names::hold(a);
         Pair {
             first,
-            second: Some(b.children.lock()),
+            second: Some(Names::hold(b)),
             from_is_first,
         }
     }
 
-    fn from(&mut self) -> &mut Children {
+    fn from(&mut self) -> &mut Names<'a> {
         match &mut self.second {
             Some(second) if !self.from_is_first => second,
             _ => &mut self.first,
         }
     }
 
-    fn to(&mut self) -> &mut Children {
+    fn to(&mut self) -> &mut Names<'a> {
         match &mut self.second {
             Some(second) if self.from_is_first => second,
             _ => &mut self.first,

@@ -1,9 +1,8 @@
 //! `Inode`: what a file system puts behind a name. `FileOps`: what an open file can do.
 //!
-//! The naming layer (`dentry`, `path`) calls the directory operations of `Inode`; directories guard their own
-//! entries with a spin lock, and lookups happen under the parent dentry's lock, so `lookup`, `link`, `unlink` and
-//! `rename` of a cached file system never sleep. An inode that leaves its last name is returned to the caller, to
-//! be dropped when no lock is held.
+//! The naming layer (`dentry`, `path`) calls the directory operations of `Inode`, one at a time for a directory. They
+//! happen under the dentry's spin lock, and do not sleep, unless the file system says that it does (`sleeps`). An
+//! inode that leaves its last name is returned to the caller, to be dropped when no lock is held.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -73,6 +72,14 @@ pub trait Inode: Send + Sync + Any {
     fn cacheable(&self) -> bool {
         true
     }
+
+    /// Whether the directory operations sleep. All inodes of a file system say the same.
+    fn sleeps(&self) -> bool {
+        false
+    }
+
+    /// A mount whose root this is has come or gone (`by` is 1 or -1).
+    fn mounted(&self, _by: isize) {}
 
     fn lookup(&self, _name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
         Err(Errno::ENOTDIR)

@@ -45,6 +45,7 @@ static UNNAMED: Once<Arc<Mount>> = Once::new();
 impl Mount {
     fn new(root: Arc<Dentry>, fstype: &'static str, source: &str, flags: u32) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        root.inode().mounted(1);
         Arc::new(Mount {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             root,
@@ -63,6 +64,12 @@ impl Mount {
     /// Whether writing through this mount fails with EROFS.
     pub fn read_only(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & linux_raw_sys::general::MS_RDONLY != 0
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.root.inode().mounted(-1);
     }
 }
 

@@ -456,6 +456,70 @@ impl Drop for KernelStack {
     }
 }
 
+/// Slots of a large stack.
+const LARGE: usize = 4;
+
+/// 112 KiB of mapped stack with an unmapped guard below, for code that asks for more than threads have. Never unmapped:
+/// the next one who wants one gets it.
+pub struct LargeStack {
+    top: u64,
+}
+
+static UNUSED: IrqLock<(usize, [u64; 16])> = IrqLock::new((0, [0; 16]));
+
+impl LargeStack {
+    pub fn new() -> Option<Self> {
+        let mut unused = UNUSED.lock();
+        if let Some(last) = unused.0.checked_sub(1) {
+            unused.0 = last;
+            return Some(LargeStack {
+                top: unused.1[last],
+            });
+        }
+        drop(unused);
+        let first = super::KSPACE + SLOTS.fetch_add(LARGE, Ordering::Relaxed) as u64 * STACK_SLOT;
+        let top = first + LARGE as u64 * STACK_SLOT;
+        assert!(top < DEVICES);
+        for at in (first + STACK_SIZE..top).step_by(4096) {
+            // What is mapped when memory ends is lost with its addresses: 112 KiB at most.
+            let pa = frames::alloc(0)?;
+            map(at, pa, Leaf::Small, DATA, &mut frames::alloc_zeroed)?;
+        }
+        Some(LargeStack { top })
+    }
+
+    /// Calls `f` on this stack.
+    pub fn run<F: FnOnce() -> R, R>(&mut self, f: F) -> R {
+        struct Call<F, R> {
+            f: Option<F>,
+            result: Option<R>,
+        }
+        extern "C" fn call<F: FnOnce() -> R, R>(arg: *mut ()) {
+            // SAFETY: the `Call` below, which `run` lends until this returns.
+            let call = unsafe { &mut *arg.cast::<Call<F, R>>() };
+            call.result = call.f.take().map(|f| f());
+        }
+        let mut lent = Call {
+            f: Some(f),
+            result: None,
+        };
+        // SAFETY: our stack, borrowed for the call; its size is for the caller to know.
+        unsafe { arch::switch::call_on(self.top, call::<F, R>, (&raw mut lent).cast()) };
+        lent.result.expect("the call has returned")
+    }
+}
+
+impl Drop for LargeStack {
+    fn drop(&mut self) {
+        let mut unused = UNUSED.lock();
+        let n = unused.0;
+        if n < unused.1.len() {
+            unused.1[n] = self.top;
+            unused.0 += 1;
+        }
+    }
+}
+
 /// Unmaps the stacks that nobody uses and frees their frames. Thread context, interrupts on.
 pub fn trim() {
     loop {

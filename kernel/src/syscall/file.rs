@@ -11,7 +11,7 @@ use crate::fs::attr::Kind;
 use crate::fs::file::not_running;
 use crate::fs::names::{self, OpenHow};
 use crate::fs::path::Limits;
-use crate::fs::{IoBuf, access, blockdev, caller, devfs, tmpfs};
+use crate::fs::{IoBuf, access, blockdev, caller, devfs, ext4, tmpfs};
 use mm::Errno;
 
 /// The family's calls.
@@ -294,6 +294,7 @@ fn fsync(f: &mut TrapFrame) -> SysResult {
 
 /// Files are in memory; disks keep what they were told to write.
 fn sync(_: &mut TrapFrame) -> SysResult {
+    ext4::sync();
     blockdev::sync();
     Ok(0)
 }

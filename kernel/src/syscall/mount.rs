@@ -10,9 +10,11 @@ use super::args::path;
 use crate::SysResult;
 use crate::arch::TrapFrame;
 use crate::arch::uaccess::read_cstr;
+use crate::dev::block;
+use crate::fs::attr::{Kind, major, minor};
 use crate::fs::dentry::Dentry;
 use crate::fs::mount::{self, KEPT_FLAGS};
-use crate::fs::{caller, debugfs, devfs, names, procfs, sysfs, tmpfs};
+use crate::fs::{caller, debugfs, devfs, ext4, names, procfs, sysfs, tmpfs};
 use mm::Errno;
 
 /// The family's calls.
@@ -82,6 +84,7 @@ fn do_mount(f: &mut TrapFrame) -> SysResult {
         "debugfs" => (debugfs::new_root()?, "debugfs"),
         "sysfs" => (sysfs::new_root()?, "sysfs"),
         "devtmpfs" => (devfs::new_root()?, "devtmpfs"),
+        "ext4" => (ext4_root(&source, flags, f.arg(4))?, "ext4"),
         _ => return Err(Errno::ENODEV),
     };
     if !at.dentry.is_dir() {
@@ -94,6 +97,29 @@ fn do_mount(f: &mut TrapFrame) -> SysResult {
     };
     mount::attach(at, root, name, source, flags)?;
     Ok(0)
+}
+
+/// The file system on the disk that `source` names. Options: those that say what we do anyway.
+fn ext4_root(source: &str, flags: u32, options: u64) -> Result<Arc<Dentry>, Errno> {
+    if options != 0 {
+        let options = read_cstr(options, DATA_MAX)?;
+        let known = |o: &[u8]| {
+            matches!(
+                o,
+                b"" | b"defaults" | b"errors=remount-ro" | b"data=ordered"
+            )
+        };
+        if !options.split(|c| *c == b',').all(known) {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let node = names::resolve(sys::AT_FDCWD, source.as_bytes(), true, false)?;
+    if node.dentry.kind() != Kind::Block {
+        return Err(Errno::ENOTBLK);
+    }
+    let rdev = node.inode().attr().rdev;
+    let known = block::known(major(rdev), minor(rdev)).ok_or(Errno::ENXIO)?;
+    ext4::mount(known, flags & sys::MS_RDONLY != 0)
 }
 
 /// The `mode=` among tmpfs's options; sizes are accepted and not enforced, unknown options are refused.
@@ -132,5 +158,6 @@ fn umount2(f: &mut TrapFrame) -> SysResult {
         false,
     )?;
     mount::detach(at, flags & sys::MNT_DETACH != 0)?;
+    ext4::settle();
     Ok(0)
 }

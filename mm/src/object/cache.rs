@@ -90,6 +90,21 @@ impl Unfilled {
     pub fn pfns(&self) -> impl Iterator<Item = Pfn> {
         self.frames.iter().flatten().map(Frame::pfn)
     }
+
+    /// Zeroes `len` bytes after the first `skip`, as far as there are frames.
+    pub fn clear<H: Hw>(&self, hw: H, skip: u64, len: u64) {
+        let (mut at, mut left) = (skip & (PAGE_SIZE - 1), len);
+        for pfn in self.pfns().skip((skip >> PAGE_SHIFT) as usize) {
+            let n = left.min(PAGE_SIZE - at);
+            // SAFETY: inside the 4096 bytes of a frame that is ours and that nobody else has yet.
+            unsafe {
+                hw.frame_ptr(pfn)
+                    .add(at as usize)
+                    .write_bytes(0, n as usize)
+            };
+            (at, left) = (0, left - n);
+        }
+    }
 }
 
 /// See the module.

@@ -324,7 +324,7 @@ fn filesystems(out: &mut Text) -> fmt::Result {
     for name in ["sysfs", "tmpfs", "proc", "devtmpfs", "debugfs"] {
         writeln!(out, "nodev\t{name}")?;
     }
-    Ok(())
+    writeln!(out, "\text4")
 }
 
 fn version(out: &mut Text) -> fmt::Result {

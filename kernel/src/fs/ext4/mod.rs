@@ -1,0 +1,335 @@
+//! ext4: files on a disk that Linux reads, too.
+//!
+//! Names, inodes, extents and the journal are `rsext4`'s (decision 0011); file data is in the page cache and goes straight
+//! between frames and the blocks that the extents name. Rooms: `io` the disk and the frames as `rsext4` sees them · `file`
+//! where a file's bytes are · `node` inodes and directories ·
+//! `data` open files.
+//!
+//! `rsext4` needs more stack than a thread has and one caller at a time: [`Fs::with`] takes the mount's lock and calls it on
+//! the mount's own stack. Lock order, outermost first: dentry `busy` → a node's `io` → page cache (resize, a folio) → a
+//! file's `blocks` → the mount → its table of nodes. Nobody touches user memory below `blocks`.
+//!
+//! One `Node` for an inode number, and one page cache: the table knows both weakly, since dirty pages outlive the last use of
+//! a node. The nodes that were used last are kept, and with them their pages, while the file system is mounted.
+//! What the last use of something leaves to do — to free a file without a name, to unmount — sleeps, and last uses end
+//! anywhere: the thread `ext4` does it, and [`settle`] waits for it.
+
+mod data;
+mod file;
+mod io;
+mod node;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use mm::{Errno, PAGE_SIZE};
+use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
+use rsext4::{Ext4, Ext4Result, Ext4Timestamp, InodeNumber, MountOptions};
+use spin::{Mutex as Spin, Once};
+
+use super::attr::{Stamp, makedev};
+use super::dentry::Dentry;
+use super::inode::FsStat;
+use crate::dev::block::{Disk, Known};
+use crate::memory::kspace::LargeStack;
+use crate::sync::Mutex;
+use crate::task::{Sleep, WaitQueue};
+use io::{Io, Lent, errno};
+use node::{Entry, Node};
+
+/// `rsext4`'s side of a mount.
+pub type Volume = Ext4<Io, MountedServices<(), NoopObserver>>;
+
+/// Nodes that are kept though nobody uses them.
+const KEPT: usize = 256;
+const MAGIC: u64 = 0xef53;
+
+/// A mounted disk.
+pub struct Fs {
+    disk: &'static dyn Disk,
+    dev: u64,
+    /// Mounted so, or because that is all that we can do with it.
+    read_only: bool,
+    core: Mutex<Option<Core>>,
+    #[expect(dead_code, reason = "for the writes that come next")]
+    lent: Arc<Lent>,
+    nodes: Spin<BTreeMap<u32, Entry>>,
+    /// The last ones used, the latest last.
+    kept: Spin<VecDeque<Arc<Node>>>,
+    mounts: AtomicIsize,
+}
+
+struct Core {
+    volume: Box<Volume>,
+    stack: LargeStack,
+}
+
+struct Now;
+
+impl Clock for Now {
+    fn now(&self) -> Ext4Result<Ext4Timestamp> {
+        let now = Stamp::now();
+        Ok(Ext4Timestamp::new(now.sec, now.nsec))
+    }
+}
+
+/// The file systems in use: what is mounted twice is one.
+static MOUNTED: Mutex<Vec<Weak<Fs>>> = Mutex::new(Vec::new());
+
+/// The root of the file system on a disk. `EINVAL`: none that we know; `EUCLEAN`: a broken one; `EIO`, `ENOMEM`; `EBUSY`:
+/// mounted already, the other way; `EACCES`: a read-only disk.
+pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
+    if known.disk.read_only() && !read_only {
+        return Err(Errno::EACCES);
+    }
+    // What was mounted before may be on its way out.
+    settle();
+    let mut mounted = MOUNTED.lock();
+    let same = |fs: &Arc<Fs>| core::ptr::addr_eq(fs.disk, known.disk);
+    let fs = match mounted.iter().filter_map(Weak::upgrade).find(same) {
+        Some(fs) if fs.read_only == read_only => fs,
+        Some(_) => return Err(Errno::EBUSY),
+        None => {
+            let fs = Fs::new(known, read_only)?;
+            mounted.retain(|fs| fs.strong_count() > 0);
+            mounted.push(Arc::downgrade(&fs));
+            fs
+        }
+    };
+    drop(mounted);
+    let root = fs.with(|volume| fs.find(volume, volume.root_inode()))?;
+    if !root.is_dir() {
+        return Err(Errno::EUCLEAN);
+    }
+    Ok(Dentry::root(root))
+}
+
+impl Fs {
+    fn new(known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
+        start_worker()?;
+        let lent = Lent::new();
+        let device = Io::new(known.disk, lent.clone())?;
+        let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
+        let options = MountOptions {
+            readonly: read_only,
+            replay_journal: !known.disk.read_only(),
+            block_validity: true,
+        };
+        let services = MountServices::new(Now, (), NoopObserver);
+        let volume = stack.run(|| Volume::mount(device, services, options).map(Box::new));
+        let volume = volume.map_err(|error| {
+            crate::warn!("{}: not mounted: {error}", known.disk.name());
+            errno(error)
+        })?;
+        Ok(Arc::new(Fs {
+            disk: known.disk,
+            dev: makedev(known.major, known.minor),
+            read_only,
+            core: Mutex::new(Some(Core { volume, stack })),
+            lent,
+            nodes: Spin::new(BTreeMap::new()),
+            kept: Spin::new(VecDeque::new()),
+            mounts: AtomicIsize::new(0),
+        }))
+    }
+
+    /// Calls `rsext4`. Sleeps.
+    fn with<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
+        crate::memory::headroom()?;
+        let mut core = self.core.lock();
+        let Core { volume, stack } = core.as_mut().ok_or(Errno::EIO)?;
+        stack.run(|| f(volume)).map_err(|error| {
+            if error.is_corruption() {
+                crate::warn!("{}: {error}", self.disk.name());
+            }
+            errno(error)
+        })
+    }
+
+    /// The node of an inode that a name leads to; `volume` shows that the mount's lock is held, so that nobody changes the
+    /// inode between the look at the disk and that at the table.
+    fn find(self: &Arc<Self>, volume: &mut Volume, number: InodeNumber) -> Ext4Result<Arc<Node>> {
+        let info = volume.inode(number)?;
+        let known = self.nodes.lock().get(&number.raw()).and_then(Entry::node);
+        let node = match known {
+            Some(node) => node,
+            None => {
+                let mut target = Vec::new();
+                if info.file_type() == rsext4::DirectoryEntryType::Symlink {
+                    // A path, at most; and a page, on the disks that Linux writes.
+                    target.resize(info.size.min(4096) as usize, 0);
+                    let n = volume.read_inode(number, 0, &mut target)?;
+                    target.truncate(n);
+                }
+                let node = Node::new(self, &info, target)?;
+                let mut nodes = self.nodes.lock();
+                let entry = nodes.entry(number.raw()).or_default();
+                node.enter(entry);
+                drop(nodes);
+                node
+            }
+        };
+        self.keep(&node);
+        Ok(node)
+    }
+
+    /// The one that was used last.
+    fn keep(&self, node: &Arc<Node>) {
+        let mut gone = None;
+        let mut kept = self.kept.lock();
+        if kept.back().is_some_and(|last| Arc::ptr_eq(last, node)) {
+            return;
+        }
+        match kept.iter().position(|n| Arc::ptr_eq(n, node)) {
+            Some(at) => drop(kept.remove(at)),
+            None if kept.len() >= KEPT => gone = kept.pop_front(),
+            None => {}
+        }
+        kept.push_back(node.clone());
+        drop(kept);
+        drop(gone);
+    }
+
+    /// A node that has no name any more is kept by its users only.
+    fn forget(&self, node: &Node) {
+        let mut kept = self.kept.lock();
+        let at = kept
+            .iter()
+            .position(|n| core::ptr::eq(Arc::as_ptr(n), node));
+        let gone = at.and_then(|at| kept.remove(at));
+        drop(kept);
+        drop(gone);
+    }
+
+    /// The last user of an inode, or of its page cache, has gone.
+    fn left(&self, number: InodeNumber) {
+        let mut nodes = self.nodes.lock();
+        if nodes.get(&number.raw()).is_some_and(Entry::is_dead) {
+            nodes.remove(&number.raw());
+        }
+    }
+
+    /// The same of one that has no name.
+    fn free_later(self: &Arc<Self>, number: InodeNumber) {
+        if !self.read_only {
+            later(Work::Free(self.clone(), number));
+        }
+    }
+
+    fn free(&self, number: InodeNumber) {
+        if let Err(errno) = self.with(|volume| volume.reap_unlinked_inode(number)) {
+            crate::warn!(
+                "{}: inode {} is not freed: {errno:?}",
+                self.disk.name(),
+                number.raw()
+            );
+        }
+    }
+
+    /// A mount has come or gone. With the last one goes what is kept.
+    fn mounted(&self, by: isize) {
+        if self.mounts.fetch_add(by, Ordering::AcqRel) + by == 0 {
+            let kept = core::mem::take(&mut *self.kept.lock());
+            drop(kept);
+        }
+    }
+
+    fn statfs(&self) -> FsStat {
+        let stat = self.with(|volume| Ok(volume.statfs())).ok();
+        // In pages, as every file system here has it.
+        let pages =
+            |n: u64, block: u64| (n as u128 * u128::from(block) / u128::from(PAGE_SIZE)) as u64;
+        FsStat {
+            magic: MAGIC,
+            blocks: stat
+                .as_ref()
+                .map_or(0, |s| pages(s.total_blocks, s.block_size)),
+            free: stat
+                .as_ref()
+                .map_or(0, |s| pages(s.free_blocks, s.block_size)),
+            files: stat.as_ref().map_or(0, |s| s.total_inodes.into()),
+            files_free: stat.as_ref().map_or(0, |s| s.free_inodes.into()),
+        }
+    }
+
+    /// What was written before is on the disk, the journal's part of it included.
+    fn sync(&self) -> Result<(), Errno> {
+        self.with(Volume::sync)
+    }
+}
+
+impl Drop for Fs {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.get_mut().take() {
+            later(Work::Unmount(self.disk, core));
+        }
+    }
+}
+
+/// What a last use leaves to do.
+enum Work {
+    /// Free an inode that has no name.
+    Free(Arc<Fs>, InodeNumber),
+    Unmount(&'static dyn Disk, Core),
+}
+
+static WORK: Spin<VecDeque<Work>> = Spin::new(VecDeque::new());
+/// Handed over and not done yet.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+static CALL: WaitQueue = WaitQueue::new();
+static IDLE: WaitQueue = WaitQueue::new();
+
+fn later(work: Work) {
+    OPEN.fetch_add(1, Ordering::SeqCst);
+    WORK.lock().push_back(work);
+    CALL.wake_one();
+}
+
+/// Waits until nothing is left to do: what was unmounted before is.
+pub fn settle() {
+    let _ = IDLE.wait_while(Sleep::Uninterruptible, None, || {
+        OPEN.load(Ordering::SeqCst) != 0
+    });
+}
+
+/// Everything that is mounted is on its disk; errors are for who asks for one file system (`syncfs`).
+pub fn sync() {
+    settle();
+    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
+    for fs in mounted {
+        let _ = fs.sync();
+    }
+}
+
+fn start_worker() -> Result<(), Errno> {
+    static STARTED: Once<Result<(), Errno>> = Once::new();
+    *STARTED.call_once(|| crate::task::spawn_kernel_thread("ext4", worker, 0))
+}
+
+fn worker(_: usize) {
+    loop {
+        let _ = CALL.wait_while(Sleep::Uninterruptible, None, || WORK.lock().is_empty());
+        let Some(work) = WORK.lock().pop_front() else {
+            continue;
+        };
+        match work {
+            Work::Free(fs, number) => fs.free(number),
+            Work::Unmount(disk, core) => unmount(disk, core),
+        }
+        if OPEN.fetch_sub(1, Ordering::SeqCst) == 1 {
+            IDLE.wake_all();
+        }
+    }
+}
+
+fn unmount(disk: &dyn Disk, core: Core) {
+    let Core {
+        mut volume,
+        mut stack,
+    } = core;
+    if let Err(error) = stack.run(|| volume.unmount()) {
+        crate::warn!("{}: not unmounted cleanly: {error}", disk.name());
+    }
+}

@@ -1,0 +1,550 @@
+//! Inodes of ext4: names made, moved and removed; attributes; open directories.
+
+use alloc::boxed::Box;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use mm::Errno;
+use rsext4::{
+    DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4Result, Ext4Timestamp,
+    FileName, FilePermissions, InodeFlags, InodeInfo, InodeMetadataUpdate, InodeNumber,
+    MutationContext, RenameOptions, SpecialInodeKind,
+};
+
+use super::file::{Bytes, FileSource};
+use super::{Fs, Volume};
+use crate::arch::X86;
+use crate::fs::access;
+use crate::fs::attr::{Attr, AttrCell, AttrChange, Kind, Stamp, major, makedev, minor};
+use crate::fs::content::Content;
+use crate::fs::devfs;
+use crate::fs::fifo::Fifo;
+use crate::fs::inode::{DirSink, FileOps, FsStat, Inode, Link, Object};
+use crate::fs::mapped;
+use crate::fs::path::Path;
+use crate::sync::RwLock;
+
+const S_ISGID: u32 = 0o2000;
+
+/// An inode that is in use.
+pub struct Node {
+    pub fs: Arc<Fs>,
+    pub number: InodeNumber,
+    pub attrs: AttrCell,
+    /// 512-byte blocks, as the disk had them last.
+    blocks: AtomicU64,
+    /// The directory's size.
+    size: AtomicU64,
+    pub body: Body,
+}
+
+/// What is in it.
+pub enum Body {
+    File(Regular),
+    Dir,
+    Symlink(Box<[u8]>),
+    Fifo(Fifo),
+    Special,
+}
+
+/// A regular file.
+pub struct Regular {
+    pub bytes: Arc<Bytes>,
+    pub content: Content,
+    /// Shared by direct transfers, held alone by who changes the size: Linux's inode lock.
+    #[expect(dead_code, reason = "for the writes that come next")]
+    pub io: RwLock<()>,
+    /// See `Inode::writers`.
+    writers: AtomicI32,
+}
+
+/// What the table knows of an inode: its page cache may outlive its node.
+#[derive(Default)]
+pub struct Entry {
+    node: Weak<Node>,
+    bytes: Weak<Bytes>,
+    object: Weak<Object>,
+}
+
+impl Entry {
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.upgrade()
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.node.strong_count() == 0 && self.object.strong_count() == 0
+    }
+}
+
+fn kind_of(info: &InodeInfo) -> Ext4Result<Kind> {
+    Ok(match info.file_type() {
+        DirectoryEntryType::RegularFile => Kind::Regular,
+        DirectoryEntryType::Directory => Kind::Directory,
+        DirectoryEntryType::CharacterDevice => Kind::Char,
+        DirectoryEntryType::BlockDevice => Kind::Block,
+        DirectoryEntryType::Fifo => Kind::Fifo,
+        DirectoryEntryType::Socket => Kind::Socket,
+        DirectoryEntryType::Symlink => Kind::Symlink,
+        DirectoryEntryType::Unknown => return Err(Ext4Error::corrupted()),
+    })
+}
+
+fn entry_kind(of: DirectoryEntryType) -> Kind {
+    match of {
+        DirectoryEntryType::Directory => Kind::Directory,
+        DirectoryEntryType::CharacterDevice => Kind::Char,
+        DirectoryEntryType::BlockDevice => Kind::Block,
+        DirectoryEntryType::Fifo => Kind::Fifo,
+        DirectoryEntryType::Socket => Kind::Socket,
+        DirectoryEntryType::Symlink => Kind::Symlink,
+        _ => Kind::Regular,
+    }
+}
+
+fn stamp(sec: u32) -> Stamp {
+    Stamp {
+        sec: i64::from(sec),
+        nsec: 0,
+    }
+}
+
+fn timestamp(stamp: Stamp) -> Ext4Timestamp {
+    Ext4Timestamp::new(stamp.sec, stamp.nsec)
+}
+
+impl Node {
+    /// The node of an inode that has none; `target` is a symbolic link's.
+    pub fn new(fs: &Arc<Fs>, info: &InodeInfo, target: Vec<u8>) -> Ext4Result<Arc<Node>> {
+        let kind = kind_of(info)?;
+        let rdev = info
+            .device_number
+            .map_or(0, |d| makedev(d.major(), d.minor()));
+        let body = match kind {
+            Kind::Regular => {
+                let (bytes, object) = Node::cache(fs, info);
+                Body::File(Regular {
+                    bytes,
+                    content: Content::of(object),
+                    io: RwLock::new(()),
+                    writers: AtomicI32::new(0),
+                })
+            }
+            Kind::Directory => Body::Dir,
+            Kind::Symlink => Body::Symlink(target.into_boxed_slice()),
+            Kind::Fifo => Body::Fifo(Fifo::new()),
+            Kind::Char | Kind::Block | Kind::Socket => Body::Special,
+        };
+        let attr = Attr {
+            dev: fs.dev,
+            ino: info.number.as_u64(),
+            mode: u32::from(info.mode),
+            nlink: u32::from(info.links),
+            uid: info.uid,
+            gid: info.gid,
+            rdev,
+            size: info.size,
+            blocks: info.blocks,
+            atime: stamp(info.atime),
+            mtime: stamp(info.mtime),
+            ctime: stamp(info.ctime),
+            btime: stamp(info.btime),
+        };
+        Ok(Arc::new(Node {
+            fs: fs.clone(),
+            number: info.number,
+            attrs: AttrCell::of(&attr, kind),
+            blocks: AtomicU64::new(info.blocks),
+            size: AtomicU64::new(info.size),
+            body,
+        }))
+    }
+
+    /// A file's page cache: the one that is there, or a new one.
+    fn cache(fs: &Arc<Fs>, info: &InodeInfo) -> (Arc<Bytes>, Arc<Object>) {
+        let nodes = fs.nodes.lock();
+        let entry = nodes.get(&info.number.raw());
+        let known = entry.and_then(|e| Some((e.bytes.upgrade()?, e.object.upgrade()?)));
+        drop(nodes);
+        known.unwrap_or_else(|| {
+            let bytes = Bytes::new(fs.clone(), info.number, info.size);
+            let source = Box::new(FileSource(bytes.clone()));
+            (bytes, Object::new_paged(X86, source, info.size))
+        })
+    }
+
+    /// Tells the table.
+    pub fn enter(self: &Arc<Self>, entry: &mut Entry) {
+        entry.node = Arc::downgrade(self);
+        if let Body::File(file) = &self.body {
+            entry.bytes = Arc::downgrade(&file.bytes);
+            entry.object = Arc::downgrade(file.content.object());
+        }
+    }
+
+    pub fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Dir)
+    }
+
+    /// What the disk says now of what only it knows.
+    fn renew(&self, info: &InodeInfo) {
+        self.blocks.store(info.blocks, Ordering::Relaxed);
+        if self.is_dir() {
+            self.size.store(info.size, Ordering::Relaxed);
+        }
+        self.attrs.set_links(u32::from(info.links));
+    }
+
+    fn look_again(&self, volume: &mut Volume) -> Ext4Result<()> {
+        let info = volume.inode(self.number)?;
+        self.renew(&info);
+        Ok(())
+    }
+
+    /// Blocks were given to the file, or taken away.
+    #[expect(dead_code, reason = "for the writes that come next")]
+    pub fn blocks_changed(&self) {
+        let _ = self.fs.with(|volume| self.look_again(volume));
+    }
+
+    /// Whose the new file is, and its mode.
+    fn context(&self, mode: u32) -> (MutationContext, u32) {
+        let (uid, mut gid) = access::new_owner();
+        let mut perm = mode & 0o7777;
+        let dir = self.attrs.get(0, 0);
+        if dir.mode & S_ISGID != 0 {
+            gid = dir.gid;
+            if Kind::of_mode(mode) == Some(Kind::Directory) {
+                perm |= S_ISGID;
+            }
+        }
+        (MutationContext::new(uid, gid, 0, 0), perm)
+    }
+
+    /// Makes a file by `make`; it is in the directory afterwards.
+    fn add(
+        self: &Arc<Self>,
+        make: impl FnOnce(&mut Volume) -> Ext4Result<InodeInfo>,
+    ) -> Result<Arc<dyn Inode>, Errno> {
+        if self.attrs.nlink() == 0 {
+            // A removed directory that somebody still stands in.
+            return Err(Errno::ENOENT);
+        }
+        let node = self.fs.with(|volume| {
+            let info = make(volume)?;
+            self.look_again(volume)?;
+            self.fs.find(volume, info.number)
+        })?;
+        self.attrs.touch();
+        Ok(node)
+    }
+
+    /// The node of `inode`, if it is of this file system.
+    fn same_fs(&self, inode: &Arc<dyn Inode>) -> Result<Arc<Node>, Errno> {
+        let node = inode.clone().as_any().downcast::<Node>();
+        let node = node.map_err(|_| Errno::EXDEV)?;
+        if Arc::ptr_eq(&node.fs, &self.fs) {
+            Ok(node)
+        } else {
+            Err(Errno::EXDEV)
+        }
+    }
+
+    /// The node has lost a name.
+    fn unnamed(&self, links: u16) {
+        self.attrs.set_links(u32::from(links));
+        if links == 0 {
+            if let Body::File(file) = &self.body {
+                mapped::deleted(file.content.object());
+                file.bytes.unnamed.store(true, Ordering::Release);
+            }
+            self.fs.forget(self);
+        }
+    }
+
+    /// Myself, for what keeps me.
+    fn me(&self) -> Result<Arc<Node>, Errno> {
+        let nodes = self.fs.nodes.lock();
+        let me = nodes.get(&self.number.raw()).and_then(Entry::node);
+        me.ok_or(Errno::ENOENT)
+    }
+}
+
+fn name_of(name: &[u8]) -> Result<FileName<'_>, Errno> {
+    FileName::new(name).map_err(|_| Errno::EINVAL)
+}
+
+fn permissions(perm: u32) -> Result<FilePermissions, Errno> {
+    FilePermissions::new((perm & 0o7777) as u16).map_err(|_| Errno::EINVAL)
+}
+
+impl Inode for Node {
+    fn attr(&self) -> Attr {
+        let size = match &self.body {
+            Body::File(file) => file.content.size(),
+            Body::Symlink(target) => target.len() as u64,
+            _ => self.size.load(Ordering::Relaxed),
+        };
+        self.attrs.get(size, self.blocks.load(Ordering::Relaxed))
+    }
+
+    fn kind(&self) -> Kind {
+        self.attrs.kind()
+    }
+
+    fn set_attr(&self, change: &AttrChange) -> Result<(), Errno> {
+        let now = self.attrs.get(0, 0);
+        let owner = (change.uid.is_some() || change.gid.is_some())
+            .then(|| (change.uid.unwrap_or(now.uid), change.gid.unwrap_or(now.gid)));
+        let update = InodeMetadataUpdate {
+            permissions: change.perm.map(permissions).transpose()?,
+            owner,
+            atime: change.atime.map(timestamp),
+            mtime: change.mtime.map(timestamp),
+            ..InodeMetadataUpdate::default()
+        };
+        self.fs
+            .with(|volume| volume.update_inode_metadata(self.number, update))?;
+        self.attrs.set(change);
+        Ok(())
+    }
+
+    fn sleeps(&self) -> bool {
+        true
+    }
+
+    fn mounted(&self, by: isize) {
+        self.fs.mounted(by);
+    }
+
+    fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
+        if !self.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        let name = name_of(name)?;
+        let found = self.fs.with(|volume| {
+            let info = volume.lookup_child(self.number, name)?;
+            info.map(|info| self.fs.find(volume, info.number))
+                .transpose()
+        })?;
+        Ok(found.ok_or(Errno::ENOENT)?)
+    }
+
+    fn create(&self, name: &[u8], mode: u32, rdev: u64) -> Result<Arc<dyn Inode>, Errno> {
+        let me = self.me()?;
+        let kind = Kind::of_mode(mode).ok_or(Errno::EINVAL)?;
+        let name = name_of(name)?;
+        let (context, perm) = self.context(mode);
+        let perm = permissions(perm)?;
+        let device = || DeviceNumber::new(major(rdev), minor(rdev));
+        me.add(|volume| match kind {
+            Kind::Regular => volume.create_regular_file(context, self.number, name, perm),
+            Kind::Directory => volume.create_directory(context, self.number, name, perm),
+            Kind::Symlink => Err(Ext4Error::invalid_input()),
+            Kind::Char | Kind::Block | Kind::Fifo | Kind::Socket => {
+                let special = match kind {
+                    Kind::Char => SpecialInodeKind::CharacterDevice(device()?),
+                    Kind::Block => SpecialInodeKind::BlockDevice(device()?),
+                    Kind::Fifo => SpecialInodeKind::Fifo,
+                    _ => SpecialInodeKind::Socket,
+                };
+                volume.create_special_inode(context, self.number, name, perm, special)
+            }
+        })
+    }
+
+    fn symlink(&self, name: &[u8], target: &[u8]) -> Result<Arc<dyn Inode>, Errno> {
+        let me = self.me()?;
+        let name = name_of(name)?;
+        let (context, _) = self.context(0);
+        me.add(|volume| volume.create_symlink(context, self.number, name, target))
+    }
+
+    fn link(&self, name: &[u8], inode: &Arc<dyn Inode>) -> Result<(), Errno> {
+        let node = self.same_fs(inode)?;
+        if node.is_dir() {
+            return Err(Errno::EPERM);
+        }
+        if node.attrs.nlink() == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let me = self.me()?;
+        let name = name_of(name)?;
+        me.add(|volume| volume.hard_link(node.number, self.number, name))?;
+        node.attrs.add_links(1);
+        Ok(())
+    }
+
+    fn unlink(&self, name: &[u8], dir: bool) -> Result<Arc<dyn Inode>, Errno> {
+        let name = name_of(name)?;
+        let (node, outcome) = self.fs.with(|volume| {
+            let info = volume.lookup_child(self.number, name)?;
+            let info = info.ok_or_else(Ext4Error::not_found)?;
+            let node = self.fs.find(volume, info.number)?;
+            let outcome = match (dir, info.is_directory()) {
+                (true, true) => volume.remove_empty_directory(self.number, name)?,
+                (false, false) => volume.unlink(self.number, name)?,
+                (true, false) => return Err(Ext4Error::not_dir()),
+                (false, true) => return Err(Ext4Error::is_dir()),
+            };
+            self.look_again(volume)?;
+            Ok((node, outcome))
+        })?;
+        node.unnamed(outcome.remaining_links);
+        self.attrs.touch();
+        Ok(node)
+    }
+
+    fn rename(
+        &self,
+        old: &[u8],
+        to: &Arc<dyn Inode>,
+        new: &[u8],
+        exchange: bool,
+    ) -> Result<Option<Arc<dyn Inode>>, Errno> {
+        let to = self.same_fs(to)?;
+        let (old, new) = (name_of(old)?, name_of(new)?);
+        if to.attrs.nlink() == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let replaced = self.fs.with(|volume| {
+            let target = volume.lookup_child(to.number, new)?;
+            let target = target
+                .map(|info| self.fs.find(volume, info.number))
+                .transpose()?;
+            let options = match exchange {
+                true => RenameOptions::EXCHANGE,
+                false => RenameOptions::REPLACE,
+            };
+            let outcome = volume.rename(self.number, old, to.number, new, options)?;
+            self.look_again(volume)?;
+            to.look_again(volume)?;
+            Ok(target.zip(outcome.replaced))
+        })?;
+        self.attrs.touch();
+        to.attrs.touch();
+        let Some((node, outcome)) = replaced else {
+            return Ok(None);
+        };
+        node.unnamed(outcome.remaining_links);
+        Ok(Some(node))
+    }
+
+    fn readlink(&self) -> Result<Link, Errno> {
+        match &self.body {
+            Body::Symlink(target) => Ok(Link::Text(target.to_vec())),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn truncate(&self, len: u64) -> Result<(), Errno> {
+        match &self.body {
+            Body::File(file) => self.cut(file, len),
+            Body::Dir => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn statfs(&self) -> FsStat {
+        self.fs.statfs()
+    }
+
+    fn open(self: Arc<Self>, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
+        match &self.body {
+            Body::File(_) | Body::Dir => Ok(self),
+            Body::Fifo(fifo) => fifo.open(flags),
+            Body::Special => devfs::open_node(self.attrs.kind(), self.attrs.rdev(), path, flags),
+            Body::Symlink(_) => Err(Errno::ELOOP),
+        }
+    }
+
+    fn read_only(&self) -> bool {
+        self.fs.read_only
+    }
+
+    fn writers(&self) -> Option<&AtomicI32> {
+        match &self.body {
+            Body::File(file) => Some(&file.writers),
+            _ => None,
+        }
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+/// Where a listing ends.
+const END: u64 = i64::MAX as u64;
+/// Names that are read at once.
+const BATCH: usize = 64;
+
+/// A position as Linux has it: an offset or, in a hashed directory, the hash.
+fn position(cursor: DirectoryCursor) -> u64 {
+    match cursor {
+        DirectoryCursor::Start => 0,
+        DirectoryCursor::Linear { offset } => offset,
+        DirectoryCursor::HTree { major, minor, .. } => {
+            u64::from(major >> 1) << 32 | u64::from(minor)
+        }
+        DirectoryCursor::End => END,
+    }
+}
+
+impl Node {
+    /// Entries of a directory, each with the position after it. Names with one hash come again when a listing stops
+    /// between them.
+    pub fn entries(&self, pos: &mut u64, sink: &mut dyn DirSink) -> Result<(), Errno> {
+        if !self.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        while *pos < END {
+            let from = *pos;
+            let entries = self.fs.with(|volume| {
+                let hashed = volume
+                    .inode(self.number)?
+                    .flags
+                    .contains(InodeFlags::DIRECTORY_INDEX);
+                let cursor = match (from, hashed) {
+                    (0, _) => DirectoryCursor::Start,
+                    (offset, false) => DirectoryCursor::Linear { offset },
+                    (hash, true) => DirectoryCursor::HTree {
+                        major: ((hash >> 32) as u32) << 1,
+                        minor: hash as u32,
+                        collision: 0,
+                    },
+                };
+                volume.read_directory(self.number, cursor, BATCH)
+            })?;
+            if entries.is_empty() {
+                *pos = END;
+            }
+            for entry in entries {
+                let next = position(entry.next_cursor);
+                let kind = entry_kind(entry.file_type);
+                if !sink.add(entry.inode.as_u64(), next, kind, &entry.name) {
+                    return Ok(());
+                }
+                *pos = next;
+            }
+            if *pos == from {
+                // As many names with one hash as fit into no buffer.
+                return Err(Errno::EIO);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A regular file's goes with its page cache, which mappings use.
+        if matches!(self.body, Body::File(_)) {
+            return;
+        }
+        self.fs.left(self.number);
+        if self.attrs.nlink() == 0 {
+            self.fs.free_later(self.number);
+        }
+    }
+}
