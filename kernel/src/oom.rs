@@ -8,7 +8,7 @@ use linux_raw_sys::general::SIGKILL;
 use mm::{AddressSpace, CanWait, Hw};
 
 use crate::arch::X86;
-use crate::fs::blockdev;
+use crate::fs::writeback;
 use crate::sync::IrqLock;
 use crate::task::signal::{self, SigInfo};
 use crate::task::{self, Process};
@@ -24,8 +24,8 @@ pub fn out_of_memory(wait: &mut CanWait<X86>) {
         return;
     }
     // What can be read again; objects that nobody uses may still hold frames.
-    if blockdev::shrink(wait, false) != 0
-        || blockdev::shrink(wait, true) != 0
+    if writeback::shrink(wait, false) != 0
+        || writeback::shrink(wait, true) != 0
         || mm::phys::slab::shrink(X86) != 0
     {
         return;

@@ -50,6 +50,8 @@ points! {
     SlowMissed "slow.missed",
     /// The slow walk has faulted a page in and not yet followed it.
     SlowFaulted "slow.faulted",
+    /// Pages are clean and not written yet.
+    Writeback "writeback.cleaned",
     /// The slow walk has lost the mmap lock and not taken it again.
     SlowUnlocked "slow.unlocked",
 }

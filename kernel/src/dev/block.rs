@@ -5,8 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
-use mm::object::cache::{Unfilled, WINDOW};
-use mm::{Errno, PAGE_SIZE};
+use mm::object::cache::{Dirty, Unfilled, WINDOW};
+use mm::{Errno, PAGE_SIZE, Pfn};
 use spin::Mutex as Spin;
 
 use super::flight::{self, Request};
@@ -72,17 +72,7 @@ impl<'a> Memory<'a> {
 
     /// Whoever calls this keeps the pages pinned for as long as the memory is used.
     pub(super) fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
-        let mut memory = Memory::new(way);
-        let (mut at, mut left) = (skip % PAGE_SIZE, len);
-        for page in pages.get((skip / PAGE_SIZE) as usize..)? {
-            let n = left.min(PAGE_SIZE - at);
-            if n == 0 {
-                break;
-            }
-            memory.push((page.pfn().0 << 12) + at, n)?;
-            (at, left) = (0, left - n);
-        }
-        (left == 0).then_some(memory)
+        Memory::of_frames(way, pages.iter().map(|page| page.pfn()), skip, len)
     }
 
     /// `len` bytes of pinned pages, after the first `skip`, to be written by the device. `None`: they do not hold
@@ -107,9 +97,19 @@ impl<'a> Memory<'a> {
     /// `len` bytes, after the first `skip`, of frames that are about to enter the page cache, to be written by the device.
     /// `None`: they do not hold that many.
     pub fn of_unfilled(frames: &'a Unfilled, skip: u64, len: u64) -> Option<Self> {
-        let mut memory = Memory::new(Way::Fill);
+        Memory::of_frames(Way::Fill, frames.pfns(), skip, len)
+    }
+
+    /// The same of pages that are written back, to be read by the device.
+    pub fn of_dirty(pages: &'a Dirty<X86>, skip: u64, len: u64) -> Option<Self> {
+        Memory::of_frames(Way::Drain, pages.pfns(), skip, len)
+    }
+
+    /// Whoever calls this keeps the frames for as long as the memory is used.
+    fn of_frames(way: Way, frames: impl Iterator<Item = Pfn>, skip: u64, len: u64) -> Option<Self> {
+        let mut memory = Memory::new(way);
         let (mut at, mut left) = (skip % PAGE_SIZE, len);
-        for pfn in frames.pfns().skip((skip / PAGE_SIZE) as usize) {
+        for pfn in frames.skip((skip / PAGE_SIZE) as usize) {
             let n = left.min(PAGE_SIZE - at);
             if n == 0 {
                 break;
@@ -268,6 +268,7 @@ pub fn add(disk: &'static dyn Disk, family: Family) {
     });
     drop(disks);
     flight::start();
+    crate::fs::writeback::start();
 }
 
 /// The disks, in the order in which they were found.

@@ -10,17 +10,16 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
-use mm::{Errno, PAGE_SIZE};
 use spin::Once;
 
 use super::block::{self, Disk, Memory, SECTOR, Way};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
-use crate::fs::Object;
+use crate::fs::{Object, blockdev};
 use crate::sync::IrqLock;
-use crate::task::space::can_wait;
 use crate::task::{Sleep, WaitQueue};
 
 /// A request's own place for the pages that it has pinned.
@@ -120,8 +119,7 @@ impl Request {
         } = *self;
         if let Keeper::Drain(_, cache) = &keeper {
             let (first, end) = (sector * SECTOR, sector * SECTOR + len);
-            let end = end.div_ceil(PAGE_SIZE);
-            cache.invalidate(&mut can_wait(), first / PAGE_SIZE, end);
+            blockdev::changed(cache, first..end);
         }
         drop(keeper);
         job.part(result.map(|()| len));

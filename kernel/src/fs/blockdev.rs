@@ -23,18 +23,17 @@ use super::content::Content;
 use super::file::File;
 use super::inode::{FileOps, Mappable, Object};
 use super::iobuf::{IoBuf, UserSpan};
-use super::mapped;
+use super::{mapped, writeback};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
-use crate::dev::block::{self, Bounce, Disk, Memory, PIECES, SECTOR, Way};
+use crate::dev::block::{self, Disk, Memory, PIECES, SECTOR, Way};
 use crate::dev::flight::{self, Job, Request};
-use crate::memory;
-use crate::sync::Mutex;
+use crate::sync::RwLock;
 use crate::task::current;
 use crate::task::space::can_wait;
 use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
-use mm::object::cache::paged_pages;
+use mm::object::cache::Dirty;
 use mm::object::{Source, Unfilled};
 use mm::{CanWait, Errno, PAGE_SIZE};
 use spin::Mutex as Spin;
@@ -56,6 +55,16 @@ const BLKGETSIZE64: u32 = 0x8008_1272;
 static DIRECT: AtomicU64 = AtomicU64::new(0);
 static COPIED: AtomicU64 = AtomicU64::new(0);
 
+/// Bytes went straight between a device and its user.
+pub fn moved(bytes: usize) {
+    DIRECT.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// The CPU copied them.
+pub fn copied(bytes: usize) {
+    COPIED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 /// What `/sys/kernel/debug/block` says.
 pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
     writeln!(out, "direct {}", DIRECT.load(Ordering::Relaxed))?;
@@ -68,7 +77,7 @@ pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
     if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }
-    let content = Content::of(cache(disk)?);
+    let content = Content::of_disk(cache(disk)?);
     Ok(Arc::new(Device { disk, content }))
 }
 
@@ -77,35 +86,47 @@ struct Device {
     content: Content,
 }
 
-/// Cached pages that are too few to be worth taking.
-const FRESH: u64 = 256;
-
-/// What is read of a disk.
+/// A disk as what its cached pages are read from and written to.
 struct Blocks {
     disk: &'static dyn Disk,
 }
 
 impl Source<X86> for Blocks {
     fn read(&self, wait: &mut CanWait<X86>, first: u64, into: &Unfilled) -> Result<(), Errno> {
-        make_room(wait)?;
+        writeback::make_room(wait)?;
         let left = self.disk.sectors() * SECTOR - first * PAGE_SIZE;
         let len = left.min(into.pfns().count() as u64 * PAGE_SIZE);
         let memory = Memory::of_unfilled(into, 0, len).ok_or(Errno::EIO)?;
-        self.disk.transfer(first * (PAGE_SIZE / SECTOR), &memory)?;
+        self.disk.transfer(first * (PAGE_SIZE / SECTOR), &memory)
+    }
+
+    fn writable(&self) -> bool {
+        !self.disk.read_only()
+    }
+
+    fn prepare(&self, wait: &mut CanWait<X86>, _first: u64, _count: u64) -> Result<(), Errno> {
+        writeback::throttle(wait);
         Ok(())
     }
-}
 
-/// Before pages are read in. `ENOMEM`: what is free is needed elsewhere.
-pub fn make_room(wait: &mut CanWait<X86>) -> Result<(), Errno> {
-    // Before memory is short for those who cannot read theirs again; but what others have just read stays until they have
-    // seen it.
-    let (total, free) = memory::totals();
-    let short = free < total / 8 && paged_pages() > FRESH;
-    if short && shrink(wait, false) == 0 {
-        shrink(wait, true);
+    fn dirtied(&self, object: Arc<Object>) {
+        writeback::dirtied(object);
     }
-    memory::headroom()
+
+    fn flush(&self) -> Result<(), Errno> {
+        self.disk.flush()
+    }
+
+    fn write(
+        &self,
+        _wait: &mut CanWait<X86>,
+        first: u64,
+        pages: &Dirty<X86>,
+        len: u64,
+    ) -> Result<(), Errno> {
+        let memory = Memory::of_dirty(pages, 0, len).ok_or(Errno::EIO)?;
+        self.disk.transfer(first * (PAGE_SIZE / SECTOR), &memory)
+    }
 }
 
 /// The caches of disks in use.
@@ -126,6 +147,7 @@ fn cache(disk: &'static dyn Disk) -> Result<Arc<Object>, Errno> {
             caches.push((disk, Arc::downgrade(&new)));
         }
     }
+    writeback::register(&new);
     Ok(new)
 }
 
@@ -134,19 +156,6 @@ pub fn sync() {
     for known in (0..).map_while(block::disk) {
         let _ = known.disk.flush();
     }
-}
-
-/// Lets go of cached blocks that nobody uses or, with `mapped`, that nobody has pinned. Returns how many pages. Sleeps.
-pub fn shrink(wait: &mut CanWait<X86>, mapped: bool) -> u64 {
-    let mut pages = 0;
-    for n in 0.. {
-        let cache = match CACHES.lock().get(n) {
-            Some((_, weak)) => weak.upgrade(),
-            None => break,
-        };
-        pages += cache.map_or(0, |cache| cache.shrink(wait, mapped));
-    }
-    pages
 }
 
 /// Pinned pages, how many bytes of them to skip, how many to use.
@@ -158,8 +167,16 @@ fn pages(span: UserSpan, most: usize) -> usize {
     end.div_ceil(PAGE_SIZE).min(PIECES as u64) as usize
 }
 
-/// One writer at a time, but for direct ones: who changes a part of a block has read the rest of it.
-static WRITERS: Mutex<()> = Mutex::new(());
+/// Shared by who copies into cached pages, held alone by who drops them because a direct write has come past them: so nobody
+/// copies into a page that has left.
+static COPIES: RwLock<()> = RwLock::new(());
+
+/// The bytes of `range` on a disk are others now.
+pub fn changed(cache: &Object, range: Range<u64>) {
+    let _copies = COPIES.write();
+    let end = range.end.div_ceil(PAGE_SIZE);
+    cache.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
+}
 
 impl Device {
     fn bytes(&self) -> u64 {
@@ -265,79 +282,21 @@ impl Device {
         Ok(len as usize)
     }
 
-    /// Whole blocks around `len` bytes at `pos`, as many as a bounce buffer holds: where they begin, how far in the bytes
-    /// are, how many bytes, and how many the blocks have.
-    fn blocks(&self, pos: u64, len: usize) -> (u64, usize, usize, usize) {
-        let block = u64::from(self.disk.block());
-        let first = pos & !(block - 1);
-        let skip = (pos - first) as usize;
-        let n = len.min(Bounce::LEN - skip);
-        let whole = (skip + n).next_multiple_of(block as usize);
-        (first, skip, n, whole)
-    }
-
-    /// The bytes of `range` on the disk are others now.
-    fn changed(&self, range: Range<u64>) {
+    /// What is dirty of `range` is on the disk: a direct transfer follows.
+    fn settle(&self, range: Range<u64>) -> Result<(), Errno> {
         let end = range.end.div_ceil(PAGE_SIZE);
         let cache = self.content.object();
-        cache.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
+        cache.write_back(&mut can_wait(), range.start / PAGE_SIZE, end)
+    }
+
+    fn changed(&self, range: Range<u64>) {
+        changed(self.content.object(), range);
     }
 
     fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
         let done = self.content.read(buf, pos)?;
         COPIED.fetch_add(done as u64, Ordering::Relaxed);
         Ok(done)
-    }
-
-    fn write_copied(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize) -> SysResult {
-        let mut bounce = Bounce::new()?;
-        let mut done = 0;
-        while done < len && !crate::task::fatal_signal_pending() {
-            let (first, skip, n, whole) = self.blocks(*pos, len - done);
-            match self.write_blocks(&mut bounce, buf, first, (skip, n, whole)) {
-                Ok(taken) => {
-                    *pos += taken as u64;
-                    done += taken;
-                    COPIED.fetch_add(taken as u64, Ordering::Relaxed);
-                    if taken < n {
-                        break;
-                    }
-                }
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
-    }
-
-    /// Changes `n` bytes of `whole` from `first` on.
-    fn write_blocks(
-        &self,
-        bounce: &mut Bounce,
-        buf: &mut IoBuf<'_>,
-        first: u64,
-        (skip, n, whole): (usize, usize, usize),
-    ) -> SysResult {
-        let _writers = WRITERS.lock();
-        let sector = first / SECTOR;
-        let parts = n < whole;
-        if parts {
-            let all = Memory::of_bounce(bounce, Way::Fill, whole);
-            self.disk.transfer(sector, &all)?;
-        }
-        let mut taken = buf.take(&mut bounce.bytes()[skip..skip + n])?;
-        if !parts {
-            // A bad address may have ended it early: whole blocks only.
-            taken &= !(self.disk.block() as usize - 1);
-            if taken == 0 {
-                return Err(Errno::EFAULT);
-            }
-        }
-        let len = if parts { whole } else { taken };
-        let all = Memory::of_bounce(bounce, Way::Drain, len);
-        let written = self.disk.transfer(sector, &all);
-        self.changed(first..first + len as u64);
-        written.map(|()| taken)
     }
 
     fn is_direct(file: &File, buf: &IoBuf<'_>) -> bool {
@@ -351,6 +310,7 @@ impl FileOps for Device {
         if len == 0 {
             Ok(0)
         } else if Device::is_direct(file, buf) {
+            self.settle(*pos..*pos + len as u64)?;
             self.direct(buf, pos, len, |span, pos, most| {
                 self.piece(span, pos, most, Way::Fill)
             })
@@ -368,6 +328,7 @@ impl FileOps for Device {
             return Err(Errno::ENOSPC);
         } else if Device::is_direct(file, buf) {
             let start = *pos;
+            self.settle(start..start + len as u64)?;
             let done = self.direct(buf, pos, len, |span, pos, most| {
                 self.piece(span, pos, most, Way::Drain)
             });
@@ -375,10 +336,13 @@ impl FileOps for Device {
             self.changed(start..start + len as u64);
             done
         } else {
-            self.write_copied(buf, pos, len)
+            let _copies = COPIES.read();
+            self.content.write(buf, pos, false, true).inspect(|done| {
+                COPIED.fetch_add(*done as u64, Ordering::Relaxed);
+            })
         }?;
         if file.flags() & sys::O_DSYNC != 0 {
-            self.disk.flush()?;
+            self.fsync()?;
         }
         Ok(done)
     }
@@ -388,11 +352,6 @@ impl FileOps for Device {
         let attr = file.inode().attr();
         mapped::remember(cache, file, attr.dev, attr.ino);
         Ok(Mappable::Object(cache.clone()))
-    }
-
-    /// Nobody writes back what a mapping has changed.
-    fn mmap_write_denied(&self) -> bool {
-        true
     }
 
     fn begin(
@@ -409,6 +368,9 @@ impl FileOps for Device {
             return None;
         }
         let way = if write { Way::Drain } else { Way::Fill };
+        if let Err(errno) = self.settle(pos..pos + len as u64) {
+            return Some(Err(errno));
+        }
         Some(self.direct(buf, &mut pos, len, |span, pos, most| {
             self.launch(span, pos, most, way, job)
         }))
@@ -423,7 +385,16 @@ impl FileOps for Device {
     }
 
     fn fsync(&self) -> Result<(), Errno> {
-        self.disk.flush()
+        let cache = self.content.object();
+        cache.sync(&mut can_wait(), 0, u64::MAX)
+    }
+
+    fn failures(&self) -> u64 {
+        self.content.object().failures()
+    }
+
+    fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.settle(range)
     }
 
     fn advise(&self, range: Range<u64>, needed: bool) {
@@ -448,7 +419,7 @@ impl FileOps for Device {
             BLKIOOPT | BLKALIGNOFF => put_user(arg, &0u32)?,
             BLKROGET => put_user(arg, &u32::from(self.disk.read_only()))?,
             BLKFLSBUF => {
-                self.disk.flush()?;
+                self.fsync()?;
                 self.changed(0..self.bytes());
             }
             BLKDISCARD => {
@@ -460,6 +431,7 @@ impl FileOps for Device {
                 if end.is_none() || len == 0 || (start | len) & (u64::from(block) - 1) != 0 {
                     return Err(Errno::EINVAL);
                 }
+                self.settle(start..start + len)?;
                 let gone = self.disk.discard(start / SECTOR, len / SECTOR);
                 self.changed(start..start + len);
                 gone?;

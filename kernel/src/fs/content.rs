@@ -28,11 +28,18 @@ pub fn page_limit() -> u64 {
     *LIMIT.call_once(|| crate::memory::totals().0 / 2)
 }
 
+/// Pages that are prepared at once for a write.
+const PREPARED: u64 = 256;
+
 /// The bytes of a file.
 pub struct Content {
     object: Arc<Object>,
     /// Held while the size changes, and by writes that may extend the file.
     resize: Mutex<()>,
+    /// No byte comes to lie there.
+    end: u64,
+    /// A disk's: RLIMIT_FSIZE is about files.
+    device: bool,
 }
 
 fn offset_in_page(pos: u64) -> usize {
@@ -42,17 +49,34 @@ fn offset_in_page(pos: u64) -> usize {
 impl Content {
     pub fn new() -> Result<Self, Errno> {
         let object = Object::new(X86).ok_or(Errno::ENOMEM)?;
-        Ok(Content {
-            object,
-            resize: Mutex::new(()),
-        })
+        Ok(Content::of(object, MAX_SIZE))
     }
 
-    /// Of what can be read in from elsewhere; nothing is written through this.
-    pub fn of(object: Arc<Object>) -> Self {
+    /// Of a file that ends at `end` at the latest.
+    pub fn of(object: Arc<Object>, end: u64) -> Self {
         Content {
             object,
             resize: Mutex::new(()),
+            end,
+            device: false,
+        }
+    }
+
+    /// Of a disk, whose size does not change.
+    pub fn of_disk(object: Arc<Object>) -> Self {
+        Content {
+            end: object.size(),
+            object,
+            resize: Mutex::new(()),
+            device: true,
+        }
+    }
+
+    /// How long the caller may make a file.
+    fn limit(&self) -> u64 {
+        match self.device {
+            true => u64::MAX,
+            false => caller::file_limit(),
         }
     }
 
@@ -148,14 +172,16 @@ impl Content {
         if end(*pos) > self.size() && !may_grow {
             return Err(Errno::EPERM);
         }
-        let limit = caller::file_limit();
+        let limit = self.limit();
         if *pos >= limit {
             return Err(caller::file_too_large());
         }
-        if *pos >= MAX_SIZE {
+        if *pos >= self.end {
             return Err(Errno::EFBIG);
         }
-        let end = MAX_SIZE.min(limit);
+        let end = self.end.min(limit);
+        let tracked = self.object.is_tracked();
+        let mut prepared = 0;
         let mut done = 0;
         while buf.left() > 0 && *pos < end {
             let at = offset_in_page(*pos);
@@ -163,8 +189,21 @@ impl Content {
                 .min(buf.left())
                 .min((end - *pos) as usize);
             let index = *pos / PAGE_SIZE;
+            if tracked && index >= prepared {
+                let pages = (at + buf.left()).div_ceil(PAGE_SIZE as usize) as u64;
+                let pages = pages.min(PREPARED);
+                match self.object.prepare(&mut can_wait(), index, pages) {
+                    Ok(()) => prepared = index + pages,
+                    Err(errno) => return if done == 0 { Err(errno) } else { Ok(done) },
+                }
+            }
             let page = match self.page_to_write(index, resize.is_some()) {
                 Ok(p) => p,
+                Err(CacheError::Absent) => match self.object.page_in(&mut can_wait(), index) {
+                    Ok(()) if !crate::task::fatal_signal_pending() => continue,
+                    Err(errno) if done == 0 => return Err(errno),
+                    _ => return Ok(done),
+                },
                 // The file was cut meanwhile: now the write extends it.
                 Err(CacheError::Beyond) if resize.is_none() => {
                     resize = Some(self.resize.lock());
@@ -188,7 +227,7 @@ impl Content {
             // SAFETY: the reference keeps the frame; `at + n` is within it. Others may read or write it meanwhile:
             // bytes are copied as they are.
             let moved = unsafe { buf.take_raw(page.ptr().add(at), n) };
-            page.set_dirty();
+            self.object.mark_dirty(&page);
             drop(page);
             *pos += moved as u64;
             done += moved;
@@ -217,11 +256,12 @@ impl Content {
         if let Some(page) = self.object.lookup(index) {
             return Ok(page);
         }
-        if cached_pages() >= page_limit() || crate::memory::headroom().is_err() {
+        let full = !self.object.is_paged() && cached_pages() >= page_limit();
+        if full || crate::memory::headroom().is_err() {
             return Err(CacheError::NoFrame);
         }
         match resizing {
-            true => self.object.write_page(index).map_err(CacheError::from),
+            true => self.object.write_page(index),
             false => self.object.get_or_create(index),
         }
     }
@@ -231,7 +271,7 @@ impl Content {
         if len > self.size() && len > caller::file_limit() {
             return Err(caller::file_too_large());
         }
-        if len > MAX_SIZE {
+        if len > self.end {
             return Err(Errno::EFBIG);
         }
         let _resize = self.resize.lock();

@@ -5,7 +5,7 @@
 //! so that two of them do not overlap.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
 use super::dentry::Dentry;
@@ -69,6 +69,8 @@ pub struct File {
     pub(super) flocked: AtomicBool,
     /// Given back by the last close.
     claim: Option<Claim>,
+    /// The failures to write that its users know of ([`FileOps::failures`]).
+    heard: AtomicU64,
 }
 
 impl File {
@@ -85,6 +87,7 @@ impl File {
     ) -> Arc<Self> {
         Arc::new(File {
             path,
+            heard: AtomicU64::new(ops.failures()),
             ops,
             flags: AtomicU32::new(flags & SHOWN),
             pos: Mutex::new(0),
@@ -223,6 +226,16 @@ impl File {
         let mut pos = self.pos.lock();
         fits(*pos, buf)?;
         self.ops.write(self, buf, &mut pos)
+    }
+
+    /// fsync. What could not be written since somebody asked last is reported once to each open file.
+    pub fn fsync(&self) -> Result<(), Errno> {
+        let synced = self.ops.fsync();
+        let now = self.ops.failures();
+        if self.heard.swap(now, Ordering::AcqRel) == now {
+            return synced;
+        }
+        synced.and(Err(Errno::new(now as u32).unwrap_or(Errno::EIO)))
     }
 
     /// Reads at `pos`, leaving the file's position alone.

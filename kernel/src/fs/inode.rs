@@ -130,6 +130,11 @@ pub trait Inode: Send + Sync + Any {
 
     fn statfs(&self) -> FsStat;
 
+    /// The file system's data is where it stays (syncfs).
+    fn sync_fs(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// The operations of a new open file on this inode. May sleep (a FIFO waits for its peer).
     fn open(self: Arc<Self>, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>, Errno>;
 
@@ -270,6 +275,16 @@ pub trait FileOps: Send + Sync {
 
     fn fsync(&self) -> Result<(), Errno> {
         Err(Errno::EINVAL)
+    }
+
+    /// How often its data could not be written, and why: `FileObject::failures`.
+    fn failures(&self) -> u64 {
+        0
+    }
+
+    /// Writes what is dirty of the bytes of `range`, without making sure that it stays (sync_file_range).
+    fn write_back(&self, _range: Range<u64>) -> Result<(), Errno> {
+        Ok(())
     }
 
     /// The bytes of `range` will be read soon or, if not `needed`, no more. Nothing is promised.

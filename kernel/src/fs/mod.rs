@@ -2,7 +2,7 @@
 //!
 //! Rooms: `attr inode` what a file is · `dentry mount path` names · `file fdtable context flock records` what a process
 //! has open and where it stands · `access` what it may · `iobuf` the caller's memory · `poll epoll eventfd` waiting for several things ·
-//! `content tmpfs secretmem` files in memory · `ext4` files on disks · `pipe fifo socketpair packets` streams · `devfs blockdev edu console tty ldisc random` devices · `procfs sysfs
+//! `content tmpfs secretmem` files in memory · `ext4 writeback` files on disks · `pipe fifo socketpair packets` streams · `devfs blockdev edu console tty ldisc random` devices · `procfs sysfs
 //! debugfs` the kernel's own facts · `gup_test compound` mm::gup for tests · `cpio boot` where the root comes from · `caller` what we ask of `task`.
 //!
 //! Lock order, outermost first: rename lock → file position → inode (content resize, pipe ring, terminal input;
@@ -51,6 +51,21 @@ pub mod socketpair;
 pub mod sysfs;
 pub mod tmpfs;
 pub mod tty;
+pub mod writeback;
+
+/// What is dirty in memory is on disks, and stays there; errors are for who asks for one file or file system.
+pub fn sync() {
+    writeback::sync(&mut crate::task::space::can_wait());
+    ext4::sync();
+    blockdev::sync();
+}
+
+/// Before the machine is switched off.
+pub fn shut_down() {
+    sync();
+    ext4::shut_down();
+    blockdev::sync();
+}
 
 pub use boot::{initial_files, mount_root};
 pub use context::FsContext;

@@ -11,7 +11,7 @@ use crate::fs::attr::Kind;
 use crate::fs::file::not_running;
 use crate::fs::names::{self, OpenHow};
 use crate::fs::path::Limits;
-use crate::fs::{IoBuf, access, blockdev, caller, devfs, ext4, tmpfs};
+use crate::fs::{self, IoBuf, access, caller, devfs, tmpfs};
 use mm::Errno;
 
 /// The family's calls.
@@ -138,7 +138,7 @@ fn pwritev2(f: &mut TrapFrame) -> SysResult {
     if f.arg(5) as u32 & RWF_SYNCED != 0
         && matches!(file.dentry().kind(), Kind::Regular | Kind::Block)
     {
-        file.ops().fsync()?;
+        file.fsync()?;
     }
     Ok(done)
 }
@@ -289,18 +289,17 @@ fn fallocate(f: &mut TrapFrame) -> SysResult {
 }
 
 fn fsync(f: &mut TrapFrame) -> SysResult {
-    real_file(f.arg(0))?.ops().fsync().map(|()| 0)
+    real_file(f.arg(0))?.fsync().map(|()| 0)
 }
 
-/// Files are in memory; disks keep what they were told to write.
 fn sync(_: &mut TrapFrame) -> SysResult {
-    ext4::sync();
-    blockdev::sync();
+    fs::sync();
     Ok(0)
 }
 
 fn syncfs(f: &mut TrapFrame) -> SysResult {
-    real_file(f.arg(0)).map(|_| 0)
+    real_file(f.arg(0))?.path().mnt.root.inode().sync_fs()?;
+    Ok(0)
 }
 
 fn sync_file_range(f: &mut TrapFrame) -> SysResult {
@@ -310,10 +309,17 @@ fn sync_file_range(f: &mut TrapFrame) -> SysResult {
         .checked_add(len)
         .filter(|e| *e <= i64::MAX as u64)
         .ok_or(Errno::EINVAL)?;
-    match real_file(f.arg(0))?.dentry().kind() {
-        Kind::Regular | Kind::Directory | Kind::Block | Kind::Symlink => Ok(0),
-        _ => Err(Errno::ESPIPE),
+    let file = real_file(f.arg(0))?;
+    match file.dentry().kind() {
+        Kind::Regular | Kind::Directory | Kind::Block | Kind::Symlink => {}
+        _ => return Err(Errno::ESPIPE),
     }
+    // To the end of the file, where no length is given. To begin is to finish here.
+    let end = if len == 0 { u64::MAX } else { start + len };
+    if f.arg(3) != 0 {
+        file.ops().write_back(start..end)?;
+    }
+    Ok(0)
 }
 
 fn fadvise(f: &mut TrapFrame) -> SysResult {

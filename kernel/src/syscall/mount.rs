@@ -14,7 +14,8 @@ use crate::dev::block;
 use crate::fs::attr::{Kind, major, minor};
 use crate::fs::dentry::Dentry;
 use crate::fs::mount::{self, KEPT_FLAGS};
-use crate::fs::{caller, debugfs, devfs, ext4, names, procfs, sysfs, tmpfs};
+use crate::fs::{caller, debugfs, devfs, ext4, names, procfs, sysfs, tmpfs, writeback};
+use crate::task::space::can_wait;
 use mm::Errno;
 
 /// The family's calls.
@@ -158,6 +159,8 @@ fn umount2(f: &mut TrapFrame) -> SysResult {
         false,
     )?;
     mount::detach(at, flags & sys::MNT_DETACH != 0)?;
+    // Dirty files, and work that is left, keep a file system.
+    writeback::sync(&mut can_wait());
     ext4::settle();
     Ok(0)
 }

@@ -53,6 +53,7 @@ pub fn init_main(_: usize) {
     } else {
         128 + (status & 0x7f)
     };
+    crate::fs::shut_down();
     if let Some(before) = before {
         let after = settle();
         crate::klog!("frames: start {before} end {after}");

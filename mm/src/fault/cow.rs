@@ -11,8 +11,9 @@
 
 #![forbid(unsafe_code)]
 
+use super::file::needs_notice;
 use super::unshare::is_ours;
-use super::{Cx, Signal, Step, Stop, WRITTEN, spurious};
+use super::{Cx, Missing, Signal, Step, Stop, WRITTEN, spurious};
 use crate::addr::Pfn;
 use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed};
 use crate::race::{Point, point};
@@ -37,6 +38,11 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
     }
     let allow = WRITTEN | bit::A;
     if cx.vma.flags().contains(VmaFlags::SHARED) {
+        let folio = Folio::new(cx.hw, old.pfn());
+        if !old.special() && needs_notice(cx.vma.object().map(|o| &**o), folio) {
+            drop(pt);
+            return Err(Stop::Absent(Missing::Notice));
+        }
         pt.set_bits(i, allow);
         drop(pt);
         return spurious();

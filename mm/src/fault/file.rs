@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Cx, Signal, Step, Stop, cow};
+use super::{Cx, Missing, Signal, Step, Stop, cow};
 use crate::addr::PAGE_SHIFT;
 use crate::object::{CacheError, FileObject};
 use crate::phys::{Folio, FolioRef, Hw};
@@ -22,7 +22,7 @@ impl From<CacheError> for Stop {
         match e {
             CacheError::NoFrame => Stop::NoFrame,
             CacheError::Beyond => Stop::Signal(Signal::BeyondEnd),
-            CacheError::Absent => Stop::Absent,
+            CacheError::Absent => Stop::Absent(Missing::Content),
         }
     }
 }
@@ -44,7 +44,15 @@ fn page<H: Hw>(object: &FileObject<H>, index: u64) -> Result<FolioRef<H>, Stop> 
     Ok(object.get_or_create(index)?)
 }
 
-/// Fills the empty entry `i` with page `index`; the entry takes over the reference. `false`: truncated.
+/// Whether a write to a page of the object must be announced first. Under the table lock of an entry that maps it
+/// (rule 6 of object/cache.rs).
+#[inline]
+pub(super) fn needs_notice<H: Hw>(object: Option<&FileObject<H>>, folio: Folio<H>) -> bool {
+    object.is_some_and(FileObject::is_tracked) && !folio.is_dirty()
+}
+
+/// Fills the empty entry `i` with page `index`; the entry takes over the reference. `false`: truncated, or to be written
+/// without notice.
 #[inline]
 fn map<H: Hw>(
     pt: &mut PtGuard<H>,
@@ -55,7 +63,9 @@ fn map<H: Hw>(
     entry: Pte,
 ) -> bool {
     folio.desc().map_inc();
-    if !object.owns(folio.folio(), index) {
+    // The marks are looked at after the count: who takes them away looks at the count after that.
+    let silent = entry.writable() && needs_notice(Some(object), folio.folio());
+    if silent || !object.owns(folio.folio(), index) {
         folio.desc().map_dec();
         return false;
     }
@@ -73,6 +83,9 @@ pub(super) fn shared_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     let object = object(cx)?;
     let index = cx.index();
     let folio = page(object, index)?;
+    if needs_notice(Some(object), folio.folio()) {
+        return Err(Stop::Absent(Missing::Notice));
+    }
     let mut pt = cx.space.tables.pte_table_alloc(cx.va, cx.permit)?;
     let i = PtGuard::<H>::index(cx.va);
     if pt.get(i).is_empty() {
@@ -97,7 +110,7 @@ pub(super) fn private_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step 
     let family = cx.vma.join_family();
     let source = object.lookup(index);
     if source.is_none() && object.is_paged() {
-        return Err(Stop::Absent);
+        return Err(Stop::Absent(Missing::Content));
     }
     let frame = cow::filled(hw, G::FRAMES, source.as_ref())?;
     let mut pt = match cx.space.tables.pte_table_alloc(cx.va, cx.permit) {

@@ -44,13 +44,15 @@ pub fn fixup_user_fault<'a, H: Hw>(
                 return (Ok(()), unlocked, g);
             }
             FaultOutcome::Signal(g, _) => return (Err(Errno::EFAULT), unlocked, g),
-            FaultOutcome::Absent => {
-                let read = page_in(space, wait, va);
+            FaultOutcome::Absent(what) => {
+                let read = page_in(space, wait, va, what);
                 unlocked = true;
                 guard = space.mmap_read(wait);
                 match read {
                     Ok(()) => {}
-                    Err(Errno::EIO) => return (Err(Errno::EFAULT), unlocked, guard),
+                    Err(Errno::EIO | Errno::ENOSPC) => {
+                        return (Err(Errno::EFAULT), unlocked, guard);
+                    }
                     Err(errno) => return (Err(errno), unlocked, guard),
                 }
             }

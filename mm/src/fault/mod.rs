@@ -89,7 +89,7 @@ pub enum Signal {
     NotAllowed,
     /// SIGBUS, beyond the end of the object.
     BeyondEnd,
-    /// SIGBUS, the object's source failed.
+    /// SIGBUS, the object's source failed, or has no room.
     Unreadable,
 }
 
@@ -119,8 +119,9 @@ pub enum FaultOutcome<G> {
     Mapped(G),
     /// The caller makes room, takes the lock again and starts over.
     NoFrame,
-    /// The page is not in memory: the caller has it read ([`page_in`]), takes the lock again and starts over.
-    Absent,
+    /// The page is not in memory, or not ready to be written: the caller sees to it ([`page_in`]), takes the lock again and
+    /// starts over.
+    Absent(Missing),
     /// The caller reports it.
     Signal(G, Signal),
 }
@@ -131,7 +132,16 @@ pub(crate) enum Stop {
     Signal(Signal),
     NoFrame,
     /// See [`FaultOutcome::Absent`].
-    Absent,
+    Absent(Missing),
+}
+
+/// What somebody has to wait for, without locks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// The page must be read in.
+    Content,
+    /// Its file has not been told that it will be written (rule 6 of object/cache.rs).
+    Notice,
 }
 
 impl From<NoFrame> for Stop {
@@ -238,7 +248,7 @@ fn result<H: Hw>(
         Err(Stop::Signal(s)) => s.result(),
         Err(Stop::NoFrame) => FaultResult::Oom,
         // The access comes again, and finds the page.
-        Err(Stop::Absent) => match page_in(space, wait, va) {
+        Err(Stop::Absent(what)) => match page_in(space, wait, va, what) {
             Ok(()) => FaultResult::Done { major: true },
             Err(Errno::EINTR) => FaultResult::Killed,
             Err(Errno::ENOMEM) => FaultResult::Oom,
@@ -247,16 +257,18 @@ fn result<H: Hw>(
     }
 }
 
-/// Reads in what is mapped at an address, with no lock held meanwhile (LOCK-5): nothing that was looked up before may be used
-/// after. Success does not promise that the page is there: the caller starts over.
+/// Reads in what is mapped at an address, or makes it ready to be written, with no lock held meanwhile (LOCK-5, FAULT-6):
+/// nothing that was looked up before may be used after. Success does not promise that the page is there: the caller
+/// starts over.
 ///
-/// `EIO` its source failed, `ENOMEM`, `EINTR` for a dying thread.
+/// `EIO`, `ENOSPC` its source failed, `ENOMEM`, `EINTR` for a dying thread.
 #[cold]
 #[inline(never)]
 pub fn page_in<H: Hw>(
     space: &AddressSpace<H>,
     wait: &mut CanWait<H>,
     va: u64,
+    what: Missing,
 ) -> Result<(), Errno> {
     let guard = space.mmap_read_killable(wait)?;
     let found = guard
@@ -264,7 +276,10 @@ pub fn page_in<H: Hw>(
         .and_then(|vma| Some((vma.object()?.clone(), vma.index_of(page_down(va)))));
     drop(guard);
     match found {
-        Some((object, index)) => object.page_in(wait, index),
+        Some((object, index)) => match what {
+            Missing::Content => object.page_in(wait, index),
+            Missing::Notice => object.make_writable(wait, index),
+        },
         None => Ok(()),
     }
 }
@@ -449,7 +464,7 @@ fn outcome<G>(guard: G, step: Step) -> FaultOutcome<G> {
         Ok(()) => FaultOutcome::Mapped(guard),
         Err(Stop::Signal(s)) => FaultOutcome::Signal(guard, s),
         Err(Stop::NoFrame) => FaultOutcome::NoFrame,
-        Err(Stop::Absent) => FaultOutcome::Absent,
+        Err(Stop::Absent(what)) => FaultOutcome::Absent(what),
     }
 }
 

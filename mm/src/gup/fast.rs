@@ -316,9 +316,8 @@ fn lasts<const WRITE: bool>(d: &FrameDesc, flags: u64) -> bool {
     if flags & flag::ZONE_MASK == (Zone::Movable as u64) << flag::ZONE_SHIFT {
         return false;
     }
-    // Truncated meanwhile, or nobody's memory: the slow path asks the VMA. All files are in memory, whose
-    // dirtiness nobody tracks.
-    !WRITE || d.mapping.load(SeqCst) != 0
+    // Truncated meanwhile, or nobody's memory: the slow path asks the VMA.
+    !WRITE || d.mapping.load(SeqCst) != 0 && flags & flag::TRACKED == 0
 }
 
 /// One page of a large folio behind a small entry, if it is that.

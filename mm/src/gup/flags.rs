@@ -106,6 +106,7 @@ impl Want {
             force: self.has(GupFlags::FORCE),
             anon_only: self.has(GupFlags::ANON),
             foreign: self.remote,
+            lasting: self.pin() && self.has(GupFlags::LONGTERM),
         }
     }
 }

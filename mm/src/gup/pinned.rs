@@ -261,7 +261,7 @@ fn unpin_each<H: Hw, const DIRTY: bool>(hw: H, pages: &[PageSlot]) {
         }
         check(hw, slot.pfn());
         if DIRTY && flags & flag::DIRTY == 0 {
-            d.set(flag::DIRTY);
+            Folio::new(hw, slot.pfn()).set_dirty();
         }
         if d.put_is_last(PIN_BIAS) {
             Folio::new(hw, slot.pfn()).free();

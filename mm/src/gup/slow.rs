@@ -199,7 +199,7 @@ fn fault_in<H: Hw, G: MayInstall<H> + Deref<Target = Vmas<H>>>(
     step.map_err(|why| match why {
         Stop::Signal(_) => Errno::EFAULT,
         Stop::NoFrame => Errno::ENOMEM,
-        Stop::Absent => Errno::EBUSY,
+        Stop::Absent(_) => Errno::EBUSY,
     })
 }
 
@@ -248,7 +248,7 @@ pub(super) fn unlockable<'a, H: Hw>(
                 guard = g;
                 break Err(Errno::EFAULT); // FAULT-7
             }
-            what @ (FaultOutcome::NoFrame | FaultOutcome::Absent) => {
+            what @ (FaultOutcome::NoFrame | FaultOutcome::Absent(_)) => {
                 lost = true;
                 point(wait.hw(), Point::SlowUnlocked);
                 if let Err(errno) = without_lock(space, wait, va, what) {
@@ -272,9 +272,9 @@ fn without_lock<H: Hw>(
     va: u64,
     what: FaultOutcome<MmapReadGuard<'_, H>>,
 ) -> Result<(), Errno> {
-    if matches!(what, FaultOutcome::Absent) {
-        match fault::page_in(space, wait, va) {
-            Err(Errno::EIO) => return Err(Errno::EFAULT), // FAULT-7
+    if let FaultOutcome::Absent(what) = what {
+        match fault::page_in(space, wait, va, what) {
+            Err(Errno::EIO | Errno::ENOSPC) => return Err(Errno::EFAULT), // FAULT-7
             Err(Errno::ENOMEM) => {}
             other => return other,
         }

@@ -84,6 +84,9 @@ fn copy_entries<H: Hw>(
         let mut copy = Copy {
             hw,
             bits: own_bits(vma),
+            tracked: vma
+                .object()
+                .map_or(0, |o| u64::from(o.is_tracked()) * bit::W),
             family: child.anon_family().word(),
             index0: vma.index_of(piece.start()).wrapping_sub(first as u64),
             anon: 0,
@@ -141,6 +144,9 @@ fn own_bits<H: Hw>(vma: &Vma<H>) -> LeafBits {
 struct Copy<H: Hw> {
     hw: H,
     bits: LeafBits,
+    /// W of a file that is written back: the child asks for the right itself, since who takes it away may have been at the
+    /// child's entries already.
+    tracked: u64,
     family: usize,
     /// Family offset of entry 0.
     index0: u64,
@@ -194,7 +200,7 @@ impl<H: Hw> Copy<H> {
             // The child locks nothing.
             let new = old.without(bit::A | bit::MLOCKED);
             if !COW {
-                CopyStep::Give(new.without(bit::D))
+                CopyStep::Give(new.without(bit::D | self.tracked))
             } else if old.writable() {
                 CopyStep::Share(new.without(bit::W))
             } else {

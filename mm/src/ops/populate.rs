@@ -10,7 +10,7 @@
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, UserRange};
 use crate::errno::Errno;
-use crate::fault::{self, Access, Fault, Stop};
+use crate::fault::{self, Access, Fault, Missing, Stop};
 use crate::phys::Hw;
 use crate::space::{AddressSpace, Ask, MmapReadGuard, Vma, VmaFlags};
 use crate::table::pte::bit;
@@ -96,9 +96,9 @@ fn goes_on<H: Hw>(
     match done {
         Ok(next) => Ok(next),
         Err(Halt::Failed(errno)) => Err(errno),
-        Err(Halt::Absent(va)) => match fault::page_in(space, wait, va) {
+        Err(Halt::Absent(va, what)) => match fault::page_in(space, wait, va, what) {
             Ok(()) => Ok(va),
-            Err(Errno::EIO) => Err(Errno::EFAULT),
+            Err(Errno::EIO | Errno::ENOSPC) => Err(Errno::EFAULT),
             Err(errno) => Err(errno),
         },
     }
@@ -138,8 +138,8 @@ type Set = [u64; 8];
 /// Why a part is not all there.
 enum Halt {
     Failed(Errno),
-    /// The page at this address must be read in, without locks.
-    Absent(u64),
+    /// The page at this address must be waited for, without locks.
+    Absent(u64, Missing),
 }
 
 /// Makes present what one table covers of the VMA from `at` on, before `end`; returns where that stops.
@@ -184,7 +184,7 @@ fn part<'a, H: Hw>(
                     Ok(()) => wait.hw().count_fault(),
                     Err(Stop::Signal(_)) => return Err(Halt::Failed(Errno::EFAULT)),
                     Err(Stop::NoFrame) => return Err(Halt::Failed(Errno::ENOMEM)),
-                    Err(Stop::Absent) => return Err(Halt::Absent(fault.va)),
+                    Err(Stop::Absent(what)) => return Err(Halt::Absent(fault.va, what)),
                 }
             }
         }

@@ -71,6 +71,16 @@ impl FrameDesc {
         debug_assert!(old >= n, "reference count underflow: {old} - {n}");
         old == n
     }
+    /// If there is one reference, the caller's, nobody else gets one until [`Self::thaw`].
+    #[inline]
+    pub(crate) fn freeze(&self) -> bool {
+        self.refs.compare_exchange(1, 0, SeqCst, Relaxed).is_ok()
+    }
+    /// Ends [`Self::freeze`].
+    #[inline]
+    pub(crate) fn thaw(&self) {
+        self.refs.store(1, Release);
+    }
     /// References now.
     #[inline]
     pub fn ref_count(&self) -> i32 {

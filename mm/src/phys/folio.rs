@@ -3,7 +3,19 @@
 use super::frame::{Frame, FrameDesc, FrameState, flag};
 use super::{Hw, lru};
 use crate::addr::{Order, Pfn};
-use crate::sync::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sync::atomic::{
+    AtomicI64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+/// Dirty pages of files that are written back.
+static DIRTY_PAGES: AtomicI64 = AtomicI64::new(0);
+const DIRTY_TRACKED: u64 = flag::DIRTY | flag::TRACKED;
+
+/// Pages that must be written back, of all machines (a test process may run several): `Dirty` of meminfo.
+pub fn dirty_pages() -> u64 {
+    DIRTY_PAGES.load(Relaxed).max(0) as u64
+}
 
 /// Tag in `mapping`: the rest is an anonymous family.
 pub const MAPPING_ANON: usize = 1;
@@ -169,8 +181,29 @@ impl<H: Hw> Folio<H> {
     pub fn set_dirty(self) {
         let d = self.desc();
         if !d.has(flag::DIRTY) {
-            d.set(flag::DIRTY);
+            let old = d.flags.fetch_or(flag::DIRTY, SeqCst);
+            if old & (flag::DIRTY | flag::TRACKED) == flag::TRACKED {
+                DIRTY_PAGES.fetch_add(1, Relaxed);
+            }
         }
+    }
+    /// Whether it does.
+    #[inline]
+    pub fn is_dirty(self) -> bool {
+        self.desc().flags.load(SeqCst) & flag::DIRTY != 0
+    }
+    /// It will not: who calls this writes it back, after every mapping has lost the right to write (rmap/clean.rs).
+    pub(crate) fn clear_dirty(self) {
+        let old = self.desc().flags.fetch_and(!flag::DIRTY, SeqCst);
+        if old & DIRTY_TRACKED == DIRTY_TRACKED {
+            DIRTY_PAGES.fetch_sub(1, Relaxed);
+        }
+    }
+    /// Whether it is a page of a file that is written back: writes to it are announced first, and no pin that lasts may
+    /// write it (LT-9).
+    #[inline]
+    pub fn is_tracked(self) -> bool {
+        self.desc().has(flag::TRACKED)
     }
     /// Used: first use marks, second use promotes when aging looks.
     #[inline]
@@ -241,6 +274,9 @@ impl<H: Hw> Folio<H> {
         let d = self.desc();
         let flags = d.flags.load(Relaxed);
         d.mapping.store(0, Relaxed);
+        if flags & DIRTY_TRACKED == DIRTY_TRACKED {
+            DIRTY_PAGES.fetch_sub(1, Relaxed);
+        }
         if flags & flag::SECRET != 0 {
             self.reveal();
         }

@@ -44,6 +44,8 @@ pub mod flag {
     pub const SECRET: u64 = 1 << 17;
     /// The zero page: never counted.
     pub const RESERVED: u64 = 1 << 18;
+    /// A page of a file that is written back (VMA-13): its DIRTY is counted.
+    pub const TRACKED: u64 = 1 << 19;
     /// Four bits: order of a BUDDY block or a HEAD folio.
     pub const ORDER_SHIFT: u32 = 24;
     /// See [`ORDER_SHIFT`].

@@ -12,7 +12,7 @@ pub mod lru;
 pub mod slab;
 pub mod zone;
 
-pub use folio::{Folio, FolioRef};
+pub use folio::{Folio, FolioRef, dirty_pages};
 pub use frame::{Frame, FrameDesc, FrameState, Owned, Zeroed, flag};
 pub use zone::{Use, Zone};
 

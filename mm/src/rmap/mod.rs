@@ -4,6 +4,7 @@
 //! (object/edges.rs). The edge lock is held over the table locks and over the flush that a batch ends with:
 //! it is what keeps the space there. Long walks let go of it every [`PIECE`] pages.
 
+pub mod clean;
 pub mod truncate;
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PMD_SIZE};

@@ -10,6 +10,19 @@ use crate::wait::CanWait;
 /// Pages taken out of a cache between two yield points.
 const BATCH: usize = 32;
 
+/// Whether only the cache has a page, and can have it again: then nobody else gets it (rule 7 of object/cache.rs).
+fn free_to_go<H: Hw>(folio: Folio<H>) -> bool {
+    let desc = folio.desc();
+    if folio.is_dirty() || !desc.freeze() {
+        return false;
+    }
+    let clean = !folio.is_dirty();
+    if !clean {
+        desc.thaw();
+    }
+    clean
+}
+
 impl<H: Hw> FileObject<H> {
     /// Sets the size. Pages beyond it lose their mappings (SIGBUS from then on, private copies included)
     /// and their content; the rest of the last page reads as zeroes. With the size it has, drops what
@@ -18,6 +31,7 @@ impl<H: Hw> FileObject<H> {
         while self.resize.write(wait, Park::Uninterruptible).is_err() {}
         let old = self.store_size(size);
         if size <= old {
+            self.begin_epoch();
             let first = size.div_ceil(PAGE_SIZE);
             unmap_file_range(self, (first, u64::MAX), Copies::Drop, wait);
             self.drop_pages((first, u64::MAX), |_| true, wait);
@@ -33,6 +47,7 @@ impl<H: Hw> FileObject<H> {
             return;
         }
         while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        self.begin_epoch();
         let (first, last) = (start.div_ceil(PAGE_SIZE), end >> PAGE_SHIFT);
         if first > last {
             // Inside one page.
@@ -47,16 +62,18 @@ impl<H: Hw> FileObject<H> {
     }
 
     /// The source of pages `first..end` has changed: what was read of it before is forgotten, by mappings too. Private copies
-    /// stay, and so does what others hold of the old pages. Sleeps, as [`Self::set_size`].
+    /// stay, and so does what others hold of the old pages. Dirty pages stay, too, and will be written: who does not want
+    /// that writes back first, and keeps writers away ([`FileObject::write_back`]). Sleeps, as [`Self::set_size`].
     pub fn invalidate(&self, wait: &mut CanWait<H>, first: u64, end: u64) {
         while self.resize.write(wait, Park::Uninterruptible).is_err() {}
         self.begin_epoch();
         unmap_file_range(self, (first, end), Copies::Keep, wait);
-        self.drop_pages((first, end), |_| true, wait);
+        let tracked = self.is_tracked();
+        self.drop_pages((first, end), |folio| !tracked || !folio.is_dirty(), wait);
         self.resize.unlock_write(self.hw());
     }
 
-    /// Lets go of pages that can be read in again and that only the cache holds; with `mapped`, takes them from their
+    /// Lets go of clean pages that can be read in again and that only the cache holds; with `mapped`, takes them from their
     /// mappings first. Returns how many. Pages without a source, and pinned ones, stay. Sleeps, as [`Self::set_size`].
     pub fn shrink(&self, wait: &mut CanWait<H>, mapped: bool) -> u64 {
         self.let_go(wait, (0, u64::MAX), mapped)
@@ -76,7 +93,7 @@ impl<H: Hw> FileObject<H> {
         if mapped {
             unmap_file_range(self, range, Copies::Keep, wait);
         }
-        self.drop_pages(range, |folio| folio.desc().ref_count() == 1, wait);
+        self.drop_pages(range, free_to_go, wait);
         self.resize.unlock_write(self.hw());
         had.saturating_sub(self.pages())
     }

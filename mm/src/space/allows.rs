@@ -19,6 +19,8 @@ pub struct Ask {
     pub anon_only: bool,
     /// For another process: this CPU's key register says nothing about it.
     pub foreign: bool,
+    /// For as long as it likes, for a device.
+    pub lasting: bool,
 }
 
 /// What a VMA is, as far as the answer depends on it.
@@ -28,6 +30,8 @@ pub struct Kind {
     pub flags: VmaFlags,
     /// Private anonymous memory from the start.
     pub anon: bool,
+    /// Of a file whose pages are written back.
+    pub tracked: bool,
 }
 
 impl Kind {
@@ -41,6 +45,10 @@ impl Kind {
             return Err(Errno::EFAULT);
         }
         if f.is_secret() && !planted(26) {
+            return Err(Errno::EFAULT);
+        }
+        // A write that nobody announces reaches the page behind the file's back (VMA-13). Private copies are the process's.
+        if ask.write && ask.lasting && self.tracked && f.contains(VmaFlags::SHARED) {
             return Err(Errno::EFAULT);
         }
         let refused = if ask.write {
@@ -67,6 +75,7 @@ impl<H: Hw> Vma<H> {
         let kind = Kind {
             flags: self.flags(),
             anon: self.is_anon(),
+            tracked: self.object().is_some_and(|o| o.is_tracked()),
         };
         kind.allows(ask, |key, write| self.space().hw().pkey_allows(key, write))
     }
@@ -99,12 +108,14 @@ mod tests {
                 let kind = Kind {
                     flags,
                     anon: n & 1 != 0,
+                    tracked: false,
                 };
                 let ask = Ask {
                     write: n & 2 != 0,
                     force: n & 4 != 0,
                     anon_only: n & 8 != 0,
                     foreign: false,
+                    lasting: false,
                 };
                 f(kind, ask);
             }
@@ -152,7 +163,13 @@ mod tests {
         use VmaFlags as V;
         let rw = V::READ | V::WRITE | V::MAYREAD | V::MAYWRITE;
         let ok = |flags: V, anon: bool, ask: Ask| {
-            Kind { flags, anon }.allows(ask, |key, write| key != 3 || !write)
+            let tracked = false;
+            Kind {
+                flags,
+                anon,
+                tracked,
+            }
+            .allows(ask, |key, write| key != 3 || !write)
         };
         let read = Ask::default();
         let write = Ask {
@@ -195,6 +212,24 @@ mod tests {
             (ok(shadow, true, write), ok(shadow, true, force)),
             (no, Ok(()))
         );
+        // VMA-13: a shared mapping of a tracked file, written by a device for long.
+        let tracked = |flags: V, write: bool, lasting: bool| {
+            let kind = Kind {
+                flags,
+                anon: false,
+                tracked: true,
+            };
+            let ask = Ask {
+                write,
+                lasting,
+                ..read
+            };
+            kind.allows(ask, |_, _| true)
+        };
+        assert_eq!(tracked(rw | V::SHARED, true, true), no);
+        assert_eq!(tracked(rw | V::SHARED, true, false), Ok(()));
+        assert_eq!(tracked(rw | V::SHARED, false, true), Ok(()));
+        assert_eq!(tracked(rw, true, true), Ok(()));
         // A writer needs no READ; a reader does.
         let wo = rw - V::READ;
         assert_eq!((ok(wo, true, write), ok(wo, true, read)), (Ok(()), no));

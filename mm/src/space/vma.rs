@@ -17,6 +17,7 @@ use crate::phys::{Hw, NoFrame, slab};
 use crate::sync::SectionLock;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 use crate::table::LeafBits;
+use crate::table::pte::bit;
 use alloc::sync::Arc;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -289,7 +290,11 @@ impl<H: Hw> Vma<H> {
 
     pub(super) fn set_flags(&self, flags: VmaFlags) {
         self.flags.store(flags.bits(), Relaxed);
-        self.leaf.store(flags.leaf_bits().0, Relaxed);
+        let bits = flags.leaf_bits().0;
+        // Writes to a file that is written back are announced, page by page (object/cache.rs, rule 6).
+        let tracked = self.object().is_some_and(|object| object.is_tracked());
+        let announced = if tracked { bit::W } else { 0 };
+        self.leaf.store(bits & !announced, Relaxed);
     }
     pub(super) fn set_pgoff(&self, pgoff: u64) {
         self.pgoff.store(pgoff, Relaxed);

@@ -4,15 +4,17 @@
 use linux_raw_sys::general as sys;
 use mm::fault::{self, Access, Fault, FaultResult};
 use mm::hw::Cpu;
+use mm::object::cache::Dirty;
+use mm::object::{Source, Unfilled};
 use mm::ops::{self, FileMap, MmapArgs, MremapArgs};
 use mm::phys::{Hw, slab};
 use mm::sim::mmu::{PageFault, Want};
 use mm::sim::rng::Rng;
 use mm::sim::{Config, Machine, Sim};
 use mm::space::VmaFlags;
-use mm::{AddressSpace, Errno, FileObject};
+use mm::{AddressSpace, CanWait, Errno, FileObject};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub const P: u64 = 4096;
 pub const R: u32 = sys::PROT_READ;
@@ -55,6 +57,46 @@ pub struct Proc {
     pub pages: BTreeMap<u64, Page>,
 }
 
+/// What a disk has of a file: pages that were written back.
+pub type Store = Mutex<BTreeMap<u64, Box<[u8; P as usize]>>>;
+
+struct Backed(Machine, Arc<Store>);
+
+impl Source<Machine> for Backed {
+    fn read(&self, _: &mut CanWait<Machine>, first: u64, into: &Unfilled) -> Result<(), Errno> {
+        let store = self.1.lock().unwrap();
+        for (index, pfn) in (first..).zip(into.pfns()) {
+            let bytes = store.get(&index).map_or([0; P as usize], |b| **b);
+            // SAFETY: a frame of this machine that nobody else has yet.
+            unsafe {
+                self.0
+                    .frame_ptr(pfn)
+                    .cast::<[u8; P as usize]>()
+                    .write(bytes)
+            };
+        }
+        Ok(())
+    }
+    fn writable(&self) -> bool {
+        true
+    }
+    fn write(
+        &self,
+        _: &mut CanWait<Machine>,
+        first: u64,
+        pages: &Dirty<Machine>,
+        len: u64,
+    ) -> Result<(), Errno> {
+        let mut store = self.1.lock().unwrap();
+        for at in (0..len).step_by(P as usize) {
+            let mut bytes = Box::new([0; P as usize]);
+            pages.copy(at, &mut *bytes);
+            store.insert(first + at / P, bytes);
+        }
+        Ok(())
+    }
+}
+
 /// A file object; `None` for shared anonymous memory, whose object only mm has.
 pub struct Object {
     pub object: Option<Arc<FileObject<Machine>>>,
@@ -74,6 +116,8 @@ pub struct World {
     pub rng: Rng,
     pub procs: BTreeMap<u32, Proc>,
     pub objects: Vec<Object>,
+    /// Where the second object is written back to.
+    store: Arc<Store>,
     next: u32,
     free_at_start: u64,
     pub log: Vec<String>,
@@ -156,6 +200,7 @@ impl World {
             rng: Rng::new(config.seed ^ 0x5ca1_ab1e),
             procs: BTreeMap::new(),
             objects: Vec::new(),
+            store: Arc::default(),
             next: 0,
             free_at_start: frames_free(sim),
             log: Vec::new(),
@@ -167,7 +212,10 @@ impl World {
         let space = new_space(sim);
         w.add(space, BTreeMap::new());
         for pages in [40, 700] {
-            let object = FileObject::new(sim).expect("memory");
+            let object = match pages {
+                40 => FileObject::new(sim).expect("memory"),
+                _ => FileObject::new_paged(sim, Box::new(Backed(sim, w.store.clone())), 0),
+            };
             object.set_size(&mut sim.can_wait(), pages * P);
             w.objects.push(Object {
                 object: Some(object),
@@ -502,7 +550,8 @@ impl World {
                 self.after();
             }
             78..=79 => self.op_bulk(c, p),
-            74..=77 => {
+            77 => self.op_write_back(c),
+            74..=76 => {
                 // A CPU goes idle and keeps what it has loaded.
                 self.sim.on(c);
                 self.sim.set_lazy(true);
@@ -1081,6 +1130,10 @@ impl World {
             say!(self, "cpu {c}: punch object {o} {from}..{to}");
             object.punch_hole(&mut self.sim.can_wait(), from * P, to * P);
             self.objects[o].data.retain(|i, _| !(from..to).contains(i));
+            if o == 1 {
+                let mut store = self.store.lock().unwrap();
+                store.retain(|i, _| !(from..to).contains(i));
+            }
         } else {
             let pages = self.rng.range(1, 60);
             say!(self, "cpu {c}: truncate object {o} to {pages} pages");
@@ -1088,6 +1141,9 @@ impl World {
             let ob = &mut self.objects[o];
             ob.pages = pages;
             ob.data.retain(|i, _| *i < pages);
+            if o == 1 {
+                self.store.lock().unwrap().retain(|i, _| *i < pages);
+            }
             for proc in self.procs.values_mut() {
                 for m in proc.pages.values_mut() {
                     if let Back::File {
@@ -1106,6 +1162,60 @@ impl World {
         }
         self.after();
         self.warm(p, near, 8);
+    }
+
+    /// What was stored is on the disk; perhaps memory is taken back, so that it comes from there next time.
+    fn op_write_back(&mut self, c: usize) {
+        let object = self.objects[1].object.clone().unwrap();
+        let p = self.any_proc();
+        let shared = |m: &Page| {
+            let ours = matches!(
+                &m.back,
+                Back::File {
+                    object: 1,
+                    shared: true,
+                    ..
+                }
+            );
+            ours && m.prot & W != 0
+        };
+        let mut stored = self.procs[&p].pages.iter().filter(|(_, m)| shared(m));
+        let near = match stored.next() {
+            Some((page, _)) => *page,
+            None => {
+                let (page, first) = (self.any_page(), self.rng.below(30));
+                let flags = sys::MAP_SHARED | sys::MAP_FIXED;
+                self.do_mmap(c, p, page, 6, R | W, flags, Some((1, first)));
+                page
+            }
+        };
+        for _ in 0..3 {
+            let (c, page) = (self.any_cpu(), near + self.rng.below(3));
+            self.touch(c, p, page, Want::Write);
+        }
+        self.sim.on(c);
+        say!(self, "cpu {c}: write back");
+        let written = object.write_back(&mut self.sim.can_wait(), 0, u64::MAX);
+        assert_eq!(written, Ok(()));
+        self.after();
+        for (index, bytes) in &self.objects[1].data {
+            let store = self.store.lock().unwrap();
+            let stored = store.get(index).map(|b| OFFSETS.map(|o| b[o as usize]));
+            let stored = stored.unwrap_or_default();
+            drop(store);
+            if stored != *bytes {
+                self.fail(&format!("page {index} has {bytes:?}, the disk {stored:?}"));
+            }
+        }
+        // Those that have it in their TLB store again.
+        self.warm(p, near, 8);
+        if self.rng.one_in(2) {
+            let mapped = self.rng.one_in(2);
+            say!(self, "cpu {c}: let go, mapped {mapped}");
+            self.sim.on(c);
+            object.shrink(&mut self.sim.can_wait(), mapped);
+            self.after();
+        }
     }
 
     /// Reads back everything, ends every process, and counts the frames.

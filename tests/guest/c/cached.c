@@ -93,9 +93,6 @@ static void mappings(void) {
   CHECK(!readahead(d, 6400 * PG, 4 * PG) && resident(s + 6403 * PG));
   CHECK(!posix_fadvise(d, 6300 * PG + 1, 4 * PG, POSIX_FADV_DONTNEED) && resident(s + 6300 * PG) && !resident(s + 6301 * PG));
   CHECK(posix_fadvise(d, 0, -1, POSIX_FADV_DONTNEED) == EINVAL && readahead(d, -1, 5) == 0);
-  // What there is not: nobody writes back.
-  CHECK(mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0) == MAP_FAILED && errno == EPERM);
-  CHECK(mprotect(s, PG, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
   // fork, and a child that reads what is not there yet.
   pid_t c = fork();
   if (!c) _exit(!(is_pattern(s + 8000 * PG, 8000 * PG, 64 * PG) && is_pattern(p + 8000 * PG, 8000 * PG, 64 * PG)));
@@ -121,6 +118,57 @@ static void writes(void) {
     CHECK(pread(o, b, PG, at + in) == (ssize_t)PG && (unsigned char)b[50] == i + 1);
   }
   CHECK(!munmap(s, MB) && !close(d) && !close(o));
+}
+
+// A child whose entries were copied while the page was dirty, and cleaned since. 0: it has written.
+static int fork_dirties(char *p) {
+  *p = 'x';
+  pid_t c = fork();
+  if (!c) {
+    CHECK(!msync(p, PG, MS_SYNC));
+    *p = 'C';
+    _exit(0);
+  }
+  int st;
+  return waitpid(c, &st, 0) != c || st || msync(p, PG, MS_SYNC);
+}
+
+// A write through a mapping is seen at once by who shares the pages, and by the disk when somebody asks: a direct read, msync,
+// fsync, sync_file_range.
+static void stores(void) {
+  int d = opened(O_RDWR), o = opened(O_RDWR | O_DIRECT);
+  off_t at = 44 * MB;
+  char *s = mapped(d, MB, PROT_READ | PROT_WRITE, MAP_SHARED, at), *b = anon(PG), *t = mapped(d, MB, PROT_READ, MAP_SHARED, at);
+  for (int i = 1; i <= 120; i++) {
+    size_t in = i % 5 * PG + 9;
+    // Clean, or dirty and written a moment ago: the page must be marked again either way.
+    s[in] = i;
+    CHECK(t[in] == i);
+    char c;
+    CHECK(pread(d, &c, 1, at + in) == 1 && c == i);
+    if (i % 4 == 1) CHECK(!msync(s, MB, MS_SYNC));
+    if (i % 4 == 2) CHECK(!fsync(d));
+    if (i % 4 == 3) CHECK(!sync_file_range(d, at, MB, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER));
+    CHECK(pread(o, b, PG, at + in - 9) == (ssize_t)PG);
+    CHECK(b[9] == i);
+    CHECK(is_pattern(b + 16, at + in + 7, PG - 16));
+  }
+  // A child's stores, and ours after its birth.
+  pid_t c = fork();
+  if (!c) {
+    s[20 * PG] = 'c';
+    _exit(0);
+  }
+  s[21 * PG] = 'p';
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && !st && !msync(s, MB, MS_SYNC) && !fork_dirties(s + 20 * PG));
+  CHECK(pread(o, b, PG, at + 20 * PG) == (ssize_t)PG && *b == 'C' && pread(o, b, PG, at + 21 * PG) == (ssize_t)PG && *b == 'p');
+  // The kernel's own: it stores for read(2), and a device for a pinned page.
+  CHECK(pread(d, s + 30 * PG, 3 * PG, 8 * MB) == 3 * (ssize_t)PG && pread(o, s + 34 * PG, PG, 9 * MB) == (ssize_t)PG);
+  CHECK(!munmap(s, MB) && !munmap(t, MB) && !fsync(d));
+  CHECK(pread(o, b, PG, at + 32 * PG) == (ssize_t)PG && is_pattern(b, 8 * MB + 2 * PG, PG));
+  CHECK(pread(o, b, PG, at + 34 * PG) == (ssize_t)PG && is_pattern(b, 9 * MB, PG));
+  CHECK(!close(d) && !close(o));
 }
 
 // Readers never see what was there before a write that has returned.
@@ -171,6 +219,8 @@ static void small(void) {
   }
   // Anonymous memory takes it all back.
   size_t most = kib("/proc/meminfo", "MemAvailable:") * KB * 3 / 4;
+  // Wherever in filling and letting go we stand.
+  for (uint64_t at = 0; at < 2 * MB; at += sizeof b) CHECK(pread(d, b, sizeof b, at) == sizeof b);
   CHECK(kib("/proc/meminfo", "Buffers:") > 1000);
   char *a = anon(most);
   for (size_t i = 0; i < most; i += PG) a[i] = 1;
@@ -209,6 +259,7 @@ int main(int n, char **v) {
     reads();
     mappings();
     writes();
+    stores();
     races();
   }
   say("ok\n");

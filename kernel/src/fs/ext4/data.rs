@@ -1,15 +1,183 @@
 //! Open files of ext4.
+//!
+//! Who changes the size, or writes past the page cache, holds the node's `io` alone; so does `write`, as on Linux, and no copy into a
+//! page runs while a direct write drops it. Direct reads share `io`.
 
+use core::ops::Range;
+use core::sync::atomic::Ordering;
 use linux_raw_sys::general as sys;
-use mm::Errno;
+use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_fast};
+use mm::{Errno, PAGE_SIZE};
+use rsext4::file::{PreallocationOptions, RangeOperation, ZeroRangeOptions};
 
+use super::file::Place;
 use super::node::{Body, Node, Regular};
 use crate::SysResult;
+use crate::arch::X86;
+use crate::dev::block::{Memory, PIECES, SECTOR};
+use crate::fs::blockdev::{copied, moved};
+use crate::fs::caller;
 use crate::fs::file::File;
 use crate::fs::inode::{DirSink, FileOps, Mappable};
-use crate::fs::iobuf::IoBuf;
+use crate::fs::iobuf::{IoBuf, UserSpan};
 use crate::fs::mapped;
+use crate::task::current;
 use crate::task::space::can_wait;
+
+/// The pages that bytes of a file lie in.
+fn pages_of(range: &Range<u64>) -> (u64, u64) {
+    (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE))
+}
+
+impl Regular {
+    fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
+        let (first, end) = pages_of(&range);
+        self.content
+            .object()
+            .write_back(&mut can_wait(), first, end)
+    }
+
+    /// Direct writes have come past the cache. The caller holds `io` alone.
+    fn changed(&self, range: Range<u64>) {
+        let (first, end) = pages_of(&range);
+        self.content
+            .object()
+            .invalidate(&mut can_wait(), first, end);
+    }
+
+    /// What a direct transfer at `pos` can take at once of the front of `buf`.
+    fn span(&self, buf: &IoBuf<'_>, most: u64) -> Option<UserSpan> {
+        let mut span = buf.user_span()?;
+        let room = PIECES as u64 * PAGE_SIZE - span.addr % PAGE_SIZE;
+        span.len = span.len.min(most.min(room) as usize);
+        Some(span)
+    }
+
+    /// Straight from the disk into the caller's pages, which it is the caller's affair to have aligned. Holes are zeroes.
+    fn read_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
+        let bytes = &self.bytes;
+        let mut done = 0;
+        while *pos < end {
+            let blocks = bytes.blocks.read();
+            let map = bytes.map(*pos, end)?;
+            let (run, place) = map.run(*pos, end.min(map.end()));
+            drop(blocks);
+            let n = if place == Place::Hole || place == Place::Kept {
+                let n = buf.put_zeros(run.min(buf.left() as u64) as usize);
+                copied(n);
+                n
+            } else {
+                let sectors = (end - *pos).next_multiple_of(SECTOR);
+                let Some(span) = self.span(buf, sectors) else {
+                    break;
+                };
+                match self.fill(span, *pos, end) {
+                    Ok(0) => continue, // it was punched out meanwhile
+                    Ok(n) => {
+                        buf.skip(n);
+                        n
+                    }
+                    Err(errno) if done == 0 => return Err(errno),
+                    Err(_) => break,
+                }
+            };
+            if n == 0 {
+                return if done == 0 {
+                    Err(Errno::EFAULT)
+                } else {
+                    Ok(done)
+                };
+            }
+            *pos += n as u64;
+            done += n;
+        }
+        Ok(done)
+    }
+
+    /// One transfer into the front of `span`: as far as the file lies in a row there.
+    fn fill(&self, span: UserSpan, pos: u64, end: u64) -> SysResult {
+        let mut slots = [PageSlot::EMPTY; PIECES];
+        let (pins, skip, len) = pin::<Write>(span, &mut slots)?;
+        let bytes = &self.bytes;
+        let _blocks = bytes.blocks.read();
+        let map = bytes.map(pos, pos + len)?;
+        let (run, place) = map.run(pos, (pos + len).min(map.end()));
+        let Place::At(first) = place else {
+            return Ok(0);
+        };
+        let run = run - run % SECTOR;
+        let memory = Memory::to_fill(&pins, skip, run).ok_or(Errno::EFAULT)?;
+        bytes.fs.disk.transfer(first / SECTOR, &memory)?;
+        // The last sector is read whole; the file has less.
+        let n = run.min(end - pos) as usize;
+        moved(n);
+        Ok(n)
+    }
+
+    /// Straight from the caller's pages to the disk, as far as whole blocks go. The caller holds `io` alone.
+    fn write_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
+        let mut done = 0;
+        while *pos < end {
+            let Some(span) = self.span(buf, end - *pos) else {
+                break;
+            };
+            match self.drain(span, *pos) {
+                Ok(0) => break,
+                Ok(n) => {
+                    buf.skip(n);
+                    *pos += n as u64;
+                    done += n;
+                    self.content.object().extend(*pos);
+                }
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn drain(&self, span: UserSpan, pos: u64) -> SysResult {
+        let mut slots = [PageSlot::EMPTY; PIECES];
+        let (pins, skip, len) = pin::<Read>(span, &mut slots)?;
+        let len = len - len % self.bytes.fs.block;
+        if len == 0 {
+            return Ok(0);
+        }
+        self.bytes.reserve(pos, pos + len)?;
+        let memory = Memory::to_drain(&pins, skip, len).ok_or(Errno::EFAULT)?;
+        let n = self.bytes.store(pos, &memory, len, None)? as usize;
+        moved(n);
+        Ok(n)
+    }
+
+    /// The same through the cache, for what is no whole block, and then on the disk.
+    fn write_edges(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let start = *pos;
+        let n = self.content.write(buf, pos, false, true)?;
+        copied(n);
+        self.write_back(start..*pos)?;
+        self.changed(start..*pos);
+        Ok(n)
+    }
+}
+
+type Pinned<'s, A> = (PinnedPages<X86, A, &'s mut [PageSlot]>, u64, u64);
+
+/// Pins the pages at the front of a span; how many bytes to skip in the first, how many whole sectors' bytes follow.
+fn pin<A: Access>(span: UserSpan, slots: &mut [PageSlot; PIECES]) -> Result<Pinned<'_, A>, Errno> {
+    let skip = span.addr % PAGE_SIZE;
+    let pages = (skip + span.len as u64).div_ceil(PAGE_SIZE) as usize;
+    let slots = slots.get_mut(..pages).ok_or(Errno::EFAULT)?;
+    let space = current().space().ok_or(Errno::EFAULT)?;
+    let (wait, flags) = (&mut can_wait(), GupFlags::empty());
+    let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
+    let len = (pins.len() as u64 * PAGE_SIZE).saturating_sub(skip);
+    let len = len.min(span.len as u64);
+    match len - len % SECTOR {
+        0 => Err(Errno::EFAULT),
+        len => Ok((pins, skip, len)),
+    }
+}
 
 impl Node {
     fn file(&self) -> Result<&Regular, Errno> {
@@ -20,29 +188,126 @@ impl Node {
         }
     }
 
+    /// Dirty pages and times are on the disk.
+    pub(super) fn write_all(&self) -> Result<(), Errno> {
+        let written = match &self.body {
+            Body::File(file) => file.write_back(0..!(PAGE_SIZE - 1)),
+            _ => Ok(()),
+        };
+        written.and(self.write_times())
+    }
+
     /// truncate.
-    pub(super) fn cut(&self, _file: &Regular, _len: u64) -> Result<(), Errno> {
-        Err(Errno::EROFS)
+    pub(super) fn cut(&self, file: &Regular, len: u64) -> Result<(), Errno> {
+        let _io = file.io.write();
+        if len < file.content.size() {
+            let old = file.content.size();
+            file.content.truncate(len)?;
+            if file.bytes.size.load(Ordering::Acquire) < old {
+                // Blocks that were reserved for what is dirty go, too.
+                file.bytes.resize(old)?;
+            }
+            file.bytes.resize(len)?;
+        } else {
+            if len > file.content.size() {
+                if len > caller::file_limit() {
+                    return Err(caller::file_too_large());
+                }
+                if len > self.fs.file_end {
+                    return Err(Errno::EFBIG);
+                }
+                file.bytes.resize(len)?;
+            }
+            file.content.truncate(len)?;
+        }
+        self.modified();
+        Ok(())
+    }
+
+    fn is_direct(&self, file: &File, buf: &IoBuf<'_>, pos: u64) -> Result<bool, Errno> {
+        if file.flags() & sys::O_DIRECT == 0 || buf.user_span().is_none() {
+            return Ok(false);
+        }
+        let mask = u64::from(self.fs.disk.block()) - 1;
+        match pos & mask == 0 && buf.user_aligned(mask) {
+            true => Ok(true),
+            false => Err(Errno::EINVAL),
+        }
+    }
+
+    fn write_locked(
+        &self,
+        regular: &Regular,
+        file: &File,
+        buf: &mut IoBuf<'_>,
+        pos: &mut u64,
+    ) -> SysResult {
+        if file.append() {
+            *pos = regular.content.size();
+        }
+        if !self.is_direct(file, buf, *pos)? {
+            return regular
+                .content
+                .write(buf, pos, false, true)
+                .inspect(|n| copied(*n));
+        }
+        let limit = caller::file_limit().min(self.fs.file_end);
+        if *pos >= limit || !pos.is_multiple_of(self.fs.block) {
+            return regular.write_edges(buf, pos);
+        }
+        let start = *pos;
+        let end = limit.min(start.saturating_add(buf.left() as u64));
+        regular.write_back(start..end)?;
+        let done = regular.write_direct(buf, pos, end);
+        regular.changed(start..end);
+        let done = done?;
+        if *pos == end {
+            return Ok(done);
+        }
+        // The end of the file, or what could not be pinned.
+        match regular.write_edges(buf, pos) {
+            Ok(n) => Ok(done + n),
+            Err(errno) if done == 0 => Err(errno),
+            Err(_) => Ok(done),
+        }
     }
 }
 
 impl FileOps for Node {
     fn read(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
         let regular = self.file()?;
-        let n = regular.content.read(buf, pos)?;
+        let n = match self.is_direct(file, buf, *pos)? {
+            true => {
+                let _io = regular.io.read();
+                let size = regular.content.size();
+                let end = size.min(pos.saturating_add(buf.left() as u64));
+                if *pos >= end {
+                    return Ok(0);
+                }
+                regular.write_back(*pos..end)?;
+                regular.read_direct(buf, pos, end)?
+            }
+            false => regular.content.read(buf, pos).inspect(|n| copied(*n))?,
+        };
         if file.flags() & sys::O_NOATIME == 0 {
             self.attrs.accessed();
         }
         Ok(n)
     }
 
-    /// Not yet.
-    fn write(&self, _file: &File, _buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
-        Err(Errno::EROFS)
-    }
-
-    fn mmap_write_denied(&self) -> bool {
-        true
+    fn write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let regular = self.file()?;
+        let io = regular.io.write();
+        let done = self.write_locked(regular, file, buf, pos);
+        drop(io);
+        let n = done?;
+        if n > 0 {
+            self.modified();
+            if file.flags() & sys::O_DSYNC != 0 {
+                self.fsync()?;
+            }
+        }
+        Ok(n)
     }
 
     fn size(&self) -> u64 {
@@ -61,25 +326,94 @@ impl FileOps for Node {
         !Node::is_dir(self)
     }
 
+    /// Dirty pages are data: they are given blocks first.
+    fn seek_data(&self, pos: u64, hole: bool) -> Result<u64, Errno> {
+        let file = self.file()?;
+        let size = file.content.size();
+        if pos >= size {
+            return Err(Errno::ENXIO);
+        }
+        file.write_back(pos..size)?;
+        let _blocks = file.bytes.blocks.read();
+        let mut at = pos;
+        while at < size {
+            let map = file.bytes.map(at, size)?;
+            let (len, place) = map.run(at, size.min(map.end()));
+            if matches!(place, Place::At(_)) != hole {
+                return Ok(at);
+            }
+            at += len;
+        }
+        if hole { Ok(size) } else { Err(Errno::ENXIO) }
+    }
+
     fn mmap(&self, file: &File) -> Result<Mappable, Errno> {
         let object = self.file().map_err(|_| Errno::ENODEV)?.content.object();
         mapped::remember(object, file, self.attrs.dev(), self.attrs.ino());
         Ok(Mappable::Object(object.clone()))
     }
 
-    fn fsync(&self) -> Result<(), Errno> {
-        self.fs.sync()
+    fn fallocate(&self, mode: u32, offset: u64, len: u64) -> Result<(), Errno> {
+        const PUNCH: u32 = sys::FALLOC_FL_PUNCH_HOLE;
+        const ZERO: u32 = sys::FALLOC_FL_ZERO_RANGE;
+        let file = self.file().map_err(|_| Errno::ENODEV)?;
+        let keep_size = mode & sys::FALLOC_FL_KEEP_SIZE != 0;
+        let what = match mode & !sys::FALLOC_FL_KEEP_SIZE {
+            0 => RangeOperation::Allocate(PreallocationOptions { keep_size }),
+            PUNCH if keep_size => RangeOperation::PunchHole,
+            ZERO => RangeOperation::Zero(ZeroRangeOptions { keep_size }),
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= self.fs.file_end);
+        let end = end.ok_or(Errno::EFBIG)?;
+        let _io = file.io.write();
+        let grows = !keep_size && end > file.content.size();
+        if grows && end > caller::file_limit() {
+            return Err(caller::file_too_large());
+        }
+        let object = file.content.object();
+        let hole = mode & (PUNCH | ZERO) != 0;
+        if hole {
+            object.punch_hole(&mut can_wait(), offset, end.min(object.size()));
+        }
+        file.bytes.operate(offset, end, what)?;
+        if hole {
+            // A mapping may have had pages read in before the disk's were gone.
+            file.changed(offset..end);
+        }
+        if grows {
+            file.content.object().extend(end);
+        }
+        self.modified();
+        Ok(())
     }
 
-    fn advise(&self, range: core::ops::Range<u64>, needed: bool) {
+    fn fsync(&self) -> Result<(), Errno> {
+        let written = self.write_all();
+        written.and(self.fs.commit())
+    }
+
+    fn failures(&self) -> u64 {
+        self.file()
+            .map_or(0, |file| file.content.object().failures())
+    }
+
+    fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.file().map_or(Ok(()), |file| file.write_back(range))
+    }
+
+    fn advise(&self, range: Range<u64>, needed: bool) {
         let Ok(file) = self.file() else { return };
         let object = file.content.object();
         if needed {
-            let end = range.end.div_ceil(mm::PAGE_SIZE);
-            object.read_ahead(&mut can_wait(), range.start / mm::PAGE_SIZE, end);
+            let (first, end) = pages_of(&range);
+            object.read_ahead(&mut can_wait(), first, end);
         } else {
-            let first = range.start.div_ceil(mm::PAGE_SIZE);
-            object.forget(&mut can_wait(), first, range.end / mm::PAGE_SIZE);
+            // Whole pages, as Linux: others may hold what somebody still needs.
+            let first = range.start.div_ceil(PAGE_SIZE);
+            object.forget(&mut can_wait(), first, range.end / PAGE_SIZE);
         }
     }
 }

@@ -23,16 +23,18 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
+use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
-use rsext4::{Ext4, Ext4Result, Ext4Timestamp, InodeNumber, MountOptions};
+use rsext4::{DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, InodeNumber, MountOptions};
 use spin::{Mutex as Spin, Once};
 
 use super::attr::{Stamp, makedev};
+use super::content::MAX_SIZE;
 use super::dentry::Dentry;
 use super::inode::FsStat;
-use crate::dev::block::{Disk, Known};
+use crate::dev::block::{Disk, Known, SECTOR};
 use crate::memory::kspace::LargeStack;
 use crate::sync::Mutex;
 use crate::task::{Sleep, WaitQueue};
@@ -42,6 +44,8 @@ use node::{Entry, Node};
 /// `rsext4`'s side of a mount.
 pub type Volume = Ext4<Io, MountedServices<(), NoopObserver>>;
 
+/// Extents of a file that is freed that are looked at.
+const EXTENTS: usize = 4096;
 /// Nodes that are kept though nobody uses them.
 const KEPT: usize = 256;
 const MAGIC: u64 = 0xef53;
@@ -50,11 +54,16 @@ const MAGIC: u64 = 0xef53;
 pub struct Fs {
     disk: &'static dyn Disk,
     dev: u64,
+    /// Bytes of a block.
+    block: u64,
+    /// No file is longer.
+    file_end: u64,
     /// Mounted so, or because that is all that we can do with it.
     read_only: bool,
     core: Mutex<Option<Core>>,
-    #[expect(dead_code, reason = "for the writes that come next")]
     lent: Arc<Lent>,
+    /// Free bytes when the file system was called last.
+    free: AtomicU64,
     nodes: Spin<BTreeMap<u32, Entry>>,
     /// The last ones used, the latest last.
     kept: Spin<VecDeque<Arc<Node>>>,
@@ -123,24 +132,37 @@ impl Fs {
             crate::warn!("{}: not mounted: {error}", known.disk.name());
             errno(error)
         })?;
+        let block = volume.statfs().block_size;
         Ok(Arc::new(Fs {
+            block,
+            file_end: (block << 32).saturating_sub(block).min(MAX_SIZE),
             disk: known.disk,
             dev: makedev(known.major, known.minor),
             read_only,
             core: Mutex::new(Some(Core { volume, stack })),
             lent,
+            free: AtomicU64::new(0),
             nodes: Spin::new(BTreeMap::new()),
             kept: Spin::new(VecDeque::new()),
             mounts: AtomicIsize::new(0),
         }))
     }
 
-    /// Calls `rsext4`. Sleeps.
+    /// Calls `rsext4`, if there is memory for it. Sleeps.
     fn with<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
         crate::memory::headroom()?;
+        self.must(f)
+    }
+
+    /// The same for what makes memory free, or cannot be told that there is none.
+    fn must<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
         let mut core = self.core.lock();
         let Core { volume, stack } = core.as_mut().ok_or(Errno::EIO)?;
-        stack.run(|| f(volume)).map_err(|error| {
+        let result = stack.run(|| f(volume));
+        let stat = volume.statfs();
+        let free = stat.free_blocks.saturating_mul(stat.block_size);
+        self.free.store(free, Ordering::Relaxed);
+        result.map_err(|error| {
             if error.is_corruption() {
                 crate::warn!("{}: {error}", self.disk.name());
             }
@@ -157,7 +179,7 @@ impl Fs {
             Some(node) => node,
             None => {
                 let mut target = Vec::new();
-                if info.file_type() == rsext4::DirectoryEntryType::Symlink {
+                if info.file_type() == DirectoryEntryType::Symlink {
                     // A path, at most; and a page, on the disks that Linux writes.
                     target.resize(info.size.min(4096) as usize, 0);
                     let n = volume.read_inode(number, 0, &mut target)?;
@@ -219,7 +241,28 @@ impl Fs {
     }
 
     fn free(&self, number: InodeNumber) {
-        if let Err(errno) = self.with(|volume| volume.reap_unlinked_inode(number)) {
+        let freed = self.must(|volume| {
+            let info = volume.inode(number)?;
+            if info.file_type() == DirectoryEntryType::RegularFile {
+                // `rsext4` 0.9.2 forgets blocks that nobody has written, unless the file is cut.
+                let all =
+                    volume.inode_extents(number, 0, u64::MAX, FileExtentTarget::Data, EXTENTS)?;
+                let kept = all
+                    .extents
+                    .iter()
+                    .any(|e| e.state == FileExtentState::Unwritten);
+                let seen: u64 = all.extents.iter().map(|e| e.length / SECTOR).sum();
+                if info.blocks > seen {
+                    volume.truncate_inode(number, info.size + self.block)?;
+                    volume.truncate_inode(number, info.size)?;
+                }
+                if kept || !all.complete {
+                    volume.truncate_inode(number, 0)?;
+                }
+            }
+            volume.reap_unlinked_inode(number)
+        });
+        if let Err(errno) = freed {
             crate::warn!(
                 "{}: inode {} is not freed: {errno:?}",
                 self.disk.name(),
@@ -255,8 +298,21 @@ impl Fs {
     }
 
     /// What was written before is on the disk, the journal's part of it included.
+    fn commit(&self) -> Result<(), Errno> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.must(Volume::sync)
+    }
+
+    /// The same of everything that is dirty in memory.
     fn sync(&self) -> Result<(), Errno> {
-        self.with(Volume::sync)
+        let nodes: Vec<_> = self.nodes.lock().values().filter_map(Entry::node).collect();
+        let mut result = Ok(());
+        for node in nodes {
+            result = result.and(node.write_all());
+        }
+        result.and(self.commit())
     }
 }
 
@@ -300,6 +356,19 @@ pub fn sync() {
     let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
     for fs in mounted {
         let _ = fs.sync();
+    }
+}
+
+/// Before the machine is switched off: what is still mounted is written and left clean, and answers `EIO` from then on.
+pub fn shut_down() {
+    settle();
+    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
+    for fs in mounted {
+        let _ = fs.sync();
+        let core = fs.core.lock().take();
+        if let Some(core) = core {
+            unmount(fs.disk, core);
+        }
     }
 }
 

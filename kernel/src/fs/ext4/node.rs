@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use mm::Errno;
 use rsext4::{
     DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4Result, Ext4Timestamp,
@@ -23,6 +23,7 @@ use crate::fs::fifo::Fifo;
 use crate::fs::inode::{DirSink, FileOps, FsStat, Inode, Link, Object};
 use crate::fs::mapped;
 use crate::fs::path::Path;
+use crate::fs::writeback;
 use crate::sync::RwLock;
 
 const S_ISGID: u32 = 0o2000;
@@ -36,6 +37,8 @@ pub struct Node {
     blocks: AtomicU64,
     /// The directory's size.
     size: AtomicU64,
+    /// The file's times are others than the disk's.
+    late: AtomicBool,
     pub body: Body,
 }
 
@@ -53,7 +56,6 @@ pub struct Regular {
     pub bytes: Arc<Bytes>,
     pub content: Content,
     /// Shared by direct transfers, held alone by who changes the size: Linux's inode lock.
-    #[expect(dead_code, reason = "for the writes that come next")]
     pub io: RwLock<()>,
     /// See `Inode::writers`.
     writers: AtomicI32,
@@ -125,7 +127,7 @@ impl Node {
                 let (bytes, object) = Node::cache(fs, info);
                 Body::File(Regular {
                     bytes,
-                    content: Content::of(object),
+                    content: Content::of(object, fs.file_end),
                     io: RwLock::new(()),
                     writers: AtomicI32::new(0),
                 })
@@ -156,6 +158,7 @@ impl Node {
             attrs: AttrCell::of(&attr, kind),
             blocks: AtomicU64::new(info.blocks),
             size: AtomicU64::new(info.size),
+            late: AtomicBool::new(false),
             body,
         }))
     }
@@ -169,7 +172,9 @@ impl Node {
         known.unwrap_or_else(|| {
             let bytes = Bytes::new(fs.clone(), info.number, info.size);
             let source = Box::new(FileSource(bytes.clone()));
-            (bytes, Object::new_paged(X86, source, info.size))
+            let object = Object::new_paged(X86, source, info.size);
+            writeback::register(&object);
+            (bytes, object)
         })
     }
 
@@ -201,10 +206,24 @@ impl Node {
         Ok(())
     }
 
-    /// Blocks were given to the file, or taken away.
-    #[expect(dead_code, reason = "for the writes that come next")]
-    pub fn blocks_changed(&self) {
-        let _ = self.fs.with(|volume| self.look_again(volume));
+    /// The content has changed: the disk hears of it with the next sync.
+    pub fn modified(&self) {
+        self.attrs.touch();
+        self.late.store(true, Ordering::Release);
+    }
+
+    /// The disk has the times of the content that it has.
+    pub fn write_times(&self) -> Result<(), Errno> {
+        if !self.late.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let update = InodeMetadataUpdate {
+            mtime: Some(timestamp(self.attrs.get(0, 0).mtime)),
+            ..InodeMetadataUpdate::default()
+        };
+        self.fs
+            .must(|volume| volume.update_inode_metadata(self.number, update))
+            .map(drop)
     }
 
     /// Whose the new file is, and its mode.
@@ -280,6 +299,12 @@ fn permissions(perm: u32) -> Result<FilePermissions, Errno> {
 
 impl Inode for Node {
     fn attr(&self) -> Attr {
+        if let Body::File(file) = &self.body
+            && !file.bytes.counted.swap(true, Ordering::AcqRel)
+            && let Ok(info) = self.fs.must(|volume| volume.inode(self.number))
+        {
+            self.blocks.store(info.blocks, Ordering::Relaxed);
+        }
         let size = match &self.body {
             Body::File(file) => file.content.size(),
             Body::Symlink(target) => target.len() as u64,
@@ -447,6 +472,10 @@ impl Inode for Node {
 
     fn statfs(&self) -> FsStat {
         self.fs.statfs()
+    }
+
+    fn sync_fs(&self) -> Result<(), Errno> {
+        self.fs.sync()
     }
 
     fn open(self: Arc<Self>, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {

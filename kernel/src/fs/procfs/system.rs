@@ -140,7 +140,7 @@ impl Source for DropCaches {
             return Err(Errno::EINVAL);
         }
         if what.is_ok_and(|n| n & 1 != 0) {
-            crate::fs::blockdev::shrink(&mut crate::task::space::can_wait(), false);
+            crate::fs::writeback::shrink(&mut crate::task::space::can_wait(), false);
         }
         crate::task::drop_caches();
         Ok(())
@@ -179,7 +179,7 @@ fn meminfo(out: &mut Text) -> fmt::Result {
     row("Mlocked", m.unevictable)?;
     row("SwapTotal", 0)?;
     row("SwapFree", 0)?;
-    row("Dirty", 0)?;
+    row("Dirty", mm::phys::dirty_pages())?;
     row("Writeback", 0)?;
     row("AnonPages", c.anon)?;
     row("Mapped", c.mapped)?;

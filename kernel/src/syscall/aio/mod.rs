@@ -205,7 +205,7 @@ fn run(context: &Arc<Context>, at: u64, f: &Fields) -> Result<(), Errno> {
             if f.buf != 0 || f.offset != 0 || f.bytes != 0 || f.rw_flags != 0 {
                 return Err(Errno::EINVAL);
             }
-            match file.ops().fsync() {
+            match file.fsync() {
                 Err(Errno::EINVAL) => return Err(Errno::EINVAL),
                 result => job.over(result.map(|()| 0)),
             }
@@ -253,7 +253,7 @@ fn transfer(file: &File, f: &Fields, write: bool, job: &Arc<Job>) -> Result<(), 
                 (false, true) => file.write(&mut buf),
             };
             job.over(done.and_then(|n| match sync {
-                true => file.ops().fsync().map(|()| n),
+                true => file.fsync().map(|()| n),
                 false => Ok(n),
             }));
         }

@@ -134,7 +134,7 @@ impl Ring {
     fn run(&self, user_data: u64, request: Request) -> Result<Option<usize>, Errno> {
         match request {
             Request::Nop => Ok(Some(0)),
-            Request::Fsync(file) => file.ops().fsync().map(|()| Some(0)),
+            Request::Fsync(file) => file.fsync().map(|()| Some(0)),
             Request::Timeout { deadline, count } => {
                 let timeout = Timeout {
                     user_data,
