@@ -28,6 +28,7 @@ missing=
 command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
 has_busybox || missing="$missing busybox-static"
 command -v musl-gcc >/dev/null || missing="$missing musl-tools"
+[ -x /usr/sbin/mkfs.ext4 ] || command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
 for tool in strace gdbserver; do
     command -v $tool >/dev/null || missing="$missing $tool"
 done

@@ -152,6 +152,7 @@ pub const ALONE: &[Program] = &[
     c("pinners"),
     c("direct"),
     c("cached"),
+    c("ext4"),
     c("aio"),
     c("edu"),
 ];

@@ -17,7 +17,7 @@ fn pattern(at: usize) -> u64 {
 }
 
 /// An image that is gone when the test is over.
-struct Image(PathBuf);
+pub(crate) struct Image(pub(crate) PathBuf);
 
 impl Image {
     fn new(name: &str) -> Result<Self, String> {
@@ -44,7 +44,7 @@ impl Drop for Image {
 
 /// What disks a machine has.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Virtio,
     /// With the device's other options.
     Nvme(&'static str),
@@ -52,7 +52,7 @@ enum Kind {
 
 impl Kind {
     /// QEMU's words for a disk with `options` of the drive.
-    fn disk(self, id: &str, options: &str) -> Vec<String> {
+    pub(crate) fn disk(self, id: &str, options: &str) -> Vec<String> {
         let device = match self {
             Kind::Virtio => format!("virtio-blk-pci,drive={id}"),
             Kind::Nvme(more) => format!("nvme,serial={id},drive={id}{more}"),
@@ -63,7 +63,7 @@ impl Kind {
     }
 
     /// The first two in the guest.
-    fn names(self) -> [&'static str; 2] {
+    pub(crate) fn names(self) -> [&'static str; 2] {
         match self {
             Kind::Virtio => ["/dev/vda", "/dev/vdb"],
             Kind::Nvme(_) => ["/dev/nvme0n1", "/dev/nvme1n1"],
@@ -71,9 +71,9 @@ impl Kind {
     }
 }
 
-const NVME: Kind = Kind::Nvme("");
+pub(crate) const NVME: Kind = Kind::Nvme("");
 
-fn raw(path: &Path) -> String {
+pub(crate) fn raw(path: &Path) -> String {
     format!("format=raw,file={}", path.display())
 }
 

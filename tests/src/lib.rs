@@ -14,6 +14,7 @@ pub mod console;
 pub mod debuggers;
 pub mod diff;
 pub mod disks;
+pub mod ext4;
 pub mod host;
 pub mod ktests;
 pub mod machines;

@@ -6,7 +6,7 @@
 use crate::batch::{self, Fared};
 use crate::build::{self, Result};
 use crate::catalogue::{ALONE, Kind, PROGRAMS, Program};
-use crate::{bugs, diff, host, ktests, machines};
+use crate::{bugs, diff, ext4, host, ktests, machines};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -114,7 +114,7 @@ fn wanted(arguments: &Arguments, name: &str) -> bool {
 
 /// Tests with a machine each.
 fn own_machine() -> impl Iterator<Item = &'static machines::Test> {
-    machines::TESTS.iter().chain(bugs::TESTS)
+    machines::TESTS.iter().chain(bugs::TESTS).chain(ext4::TESTS)
 }
 
 /// What is wanted.

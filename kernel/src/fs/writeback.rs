@@ -89,6 +89,8 @@ fn thread(_: usize) {
         let few = || dirty_pages() <= memory::totals().0 / 10;
         let _ = CALL.wait_while(Sleep::Uninterruptible, Some(soon), few);
         sync(&mut can_wait());
+        // Names, too.
+        super::ext4::commit();
     }
 }
 

@@ -158,6 +158,7 @@ fn umount2(f: &mut TrapFrame) -> SysResult {
         flags & sys::UMOUNT_NOFOLLOW == 0,
         false,
     )?;
+    let _ = at.inode().sync_fs();
     mount::detach(at, flags & sys::MNT_DETACH != 0)?;
     // Dirty files, and work that is left, keep a file system.
     writeback::sync(&mut can_wait());

@@ -18,12 +18,12 @@ use mm::object::cache::{Dirty, Source, Unfilled};
 use mm::phys::dirty_pages;
 use mm::wait::CanWait;
 use mm::{Errno, PAGE_SIZE};
-use rsext4::InodeNumber;
 use rsext4::file::{FileExtentState, FileExtentTarget, PreallocationOptions, RangeOperation};
+use rsext4::{Ext4Result, InodeNumber};
 use spin::Mutex as Spin;
 
-use super::Fs;
 use super::io::{LENT, errno};
+use super::{Fs, Volume};
 use crate::arch::X86;
 use crate::dev::block::{Bounce, Memory, SECTOR, Way};
 use crate::fs::inode::Object;
@@ -203,7 +203,7 @@ impl Bytes {
         let keep = RangeOperation::Allocate(PreallocationOptions::KEEP_SIZE);
         let kept = self
             .fs
-            .with(|volume| volume.operate_inode_range(self.number, start, end - start, keep));
+            .change(|volume| volume.operate_inode_range(self.number, start, end - start, keep));
         self.forget_map();
         kept?;
         let mut known = self.kept.lock();
@@ -264,7 +264,7 @@ impl Bytes {
                 copy(next - at, bytes);
                 let stored = self
                     .fs
-                    .must(|volume| volume.write_inode(self.number, next, bytes));
+                    .change(|volume| volume.write_inode(self.number, next, bytes));
                 self.forget_map();
                 stored?;
                 next += bytes.len() as u64;
@@ -289,7 +289,7 @@ impl Bytes {
     /// Whole blocks that the file does not have, or that nobody has written. The caller holds `blocks` alone.
     fn store_new(&self, at: u64, memory: &Memory<'_>, len: u64) -> Result<(), Errno> {
         let all = memory.part(0, len).ok_or(Errno::EIO)?;
-        let (stored, moved) = self.fs.must(|volume| {
+        let (stored, moved) = self.fs.change(|volume| {
             Ok(self.fs.lent.lend(all, len as usize, |blank| {
                 volume.write_inode(self.number, at, blank)
             }))
@@ -328,7 +328,7 @@ impl Bytes {
         let len = block.min(size - start) as usize;
         let bytes = &bounce.bytes()[..len];
         self.fs
-            .must(|volume| volume.write_inode(self.number, start, bytes))
+            .change(|volume| volume.write_inode(self.number, start, bytes))
     }
 
     /// The file is as long as that on the disk, too; its pages behind that are gone already.
@@ -342,7 +342,7 @@ impl Bytes {
         self.refresh(len.min(size))?;
         let cut = self
             .fs
-            .must(|volume| volume.truncate_inode(self.number, len));
+            .change(|volume| volume.truncate_inode(self.number, len));
         self.forget_map();
         *self.kept.lock() = 0..0;
         cut?;
@@ -350,14 +350,36 @@ impl Bytes {
         Ok(())
     }
 
+    /// `rsext4` 0.9.2 cannot split an extent of an inode whose root is full; where it adds one, it makes the tree higher: one
+    /// behind the end, for the moment.
+    fn punch_split(&self, volume: &mut Volume, start: u64, end: u64, size: u64) -> Ext4Result<()> {
+        let block = self.fs.block;
+        let behind = size.next_multiple_of(block) + block;
+        let keep = RangeOperation::Allocate(PreallocationOptions::KEEP_SIZE);
+        volume.operate_inode_range(self.number, behind, block, keep)?;
+        let done =
+            volume.operate_inode_range(self.number, start, end - start, RangeOperation::PunchHole);
+        volume.truncate_inode(self.number, behind + block)?;
+        volume.truncate_inode(self.number, size)?;
+        done
+    }
+
     /// fallocate: an operation on a range, whose pages have been written or are gone.
     pub fn operate(&self, start: u64, end: u64, what: RangeOperation) -> Result<(), Errno> {
         let _alone = self.blocks.write();
         self.refresh(start)?;
         self.refresh(end)?;
-        let done = self
-            .fs
-            .with(|volume| volume.operate_inode_range(self.number, start, end - start, what));
+        let size = self.size.load(Ordering::Acquire);
+        self.refresh(size)?;
+        let done = self.fs.change(|volume| {
+            let done = volume.operate_inode_range(self.number, start, end - start, what);
+            match done {
+                Err(error) if error.is_corruption() && what == RangeOperation::PunchHole => {
+                    self.punch_split(volume, start, end, size)
+                }
+                done => done,
+            }
+        });
         self.forget_map();
         *self.kept.lock() = 0..0;
         done?;

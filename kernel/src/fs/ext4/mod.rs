@@ -23,11 +23,14 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
-use rsext4::{DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, InodeNumber, MountOptions};
+use rsext4::{
+    DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, InodeMetadataUpdate, InodeNumber,
+    MountOptions,
+};
 use spin::{Mutex as Spin, Once};
 
 use super::attr::{Stamp, makedev};
@@ -64,6 +67,8 @@ pub struct Fs {
     lent: Arc<Lent>,
     /// Free bytes when the file system was called last.
     free: AtomicU64,
+    /// Changes since the journal was committed.
+    changes: AtomicU32,
     nodes: Spin<BTreeMap<u32, Entry>>,
     /// The last ones used, the latest last.
     kept: Spin<VecDeque<Arc<Node>>>,
@@ -74,6 +79,9 @@ struct Core {
     volume: Box<Volume>,
     stack: LargeStack,
 }
+
+/// Changes after which the journal is committed: `rsext4` copies what a transaction has so far with every change to it.
+const CHANGES: u32 = 32;
 
 struct Now;
 
@@ -142,6 +150,7 @@ impl Fs {
             core: Mutex::new(Some(Core { volume, stack })),
             lent,
             free: AtomicU64::new(0),
+            changes: AtomicU32::new(0),
             nodes: Spin::new(BTreeMap::new()),
             kept: Spin::new(VecDeque::new()),
             mounts: AtomicIsize::new(0),
@@ -167,6 +176,19 @@ impl Fs {
                 crate::warn!("{}: {error}", self.disk.name());
             }
             errno(error)
+        })
+    }
+
+    /// The same for what changes the file system.
+    fn change<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
+        self.must(|volume| {
+            let done = f(volume)?;
+            if self.changes.fetch_add(1, Ordering::Relaxed) >= CHANGES {
+                self.changes.store(0, Ordering::Relaxed);
+                // What is wrong with the journal the next change hears.
+                let _ = volume.sync();
+            }
+            Ok(done)
         })
     }
 
@@ -206,7 +228,11 @@ impl Fs {
         }
         match kept.iter().position(|n| Arc::ptr_eq(n, node)) {
             Some(at) => drop(kept.remove(at)),
-            None if kept.len() >= KEPT => gone = kept.pop_front(),
+            // One with news for the disk stays until the disk has them.
+            None if kept.len() >= KEPT => {
+                let old = kept.iter().position(|node| !node.is_late());
+                gone = old.and_then(|at| kept.remove(at));
+            }
             None => {}
         }
         kept.push_back(node.clone());
@@ -240,8 +266,24 @@ impl Fs {
         }
     }
 
+    /// The disk has yet to hear when a file's content was changed.
+    fn times_later(self: &Arc<Self>, number: InodeNumber, mtime: Stamp) {
+        if !self.read_only {
+            later(Work::Time(self.clone(), number, mtime));
+        }
+    }
+
+    fn write_time(&self, number: InodeNumber, mtime: Stamp) -> Result<(), Errno> {
+        let update = InodeMetadataUpdate {
+            mtime: Some(node::timestamp(mtime)),
+            ..InodeMetadataUpdate::default()
+        };
+        self.change(|volume| volume.update_inode_metadata(number, update))
+            .map(drop)
+    }
+
     fn free(&self, number: InodeNumber) {
-        let freed = self.must(|volume| {
+        let freed = self.change(|volume| {
             let info = volume.inode(number)?;
             if info.file_type() == DirectoryEntryType::RegularFile {
                 // `rsext4` 0.9.2 forgets blocks that nobody has written, unless the file is cut.
@@ -302,17 +344,24 @@ impl Fs {
         if self.read_only {
             return Ok(());
         }
+        self.changes.store(0, Ordering::Relaxed);
         self.must(Volume::sync)
     }
 
     /// The same of everything that is dirty in memory.
     fn sync(&self) -> Result<(), Errno> {
+        self.write_times().and(self.commit())
+    }
+
+    /// The disk has what was written to files, and when.
+    fn write_times(&self) -> Result<(), Errno> {
+        // No node is dropped under the table's lock: that takes it, too.
         let nodes: Vec<_> = self.nodes.lock().values().filter_map(Entry::node).collect();
         let mut result = Ok(());
-        for node in nodes {
+        for node in nodes.iter().filter(|node| node.is_late()) {
             result = result.and(node.write_all());
         }
-        result.and(self.commit())
+        result
     }
 }
 
@@ -328,10 +377,12 @@ impl Drop for Fs {
 enum Work {
     /// Free an inode that has no name.
     Free(Arc<Fs>, InodeNumber),
+    /// Tell when its content was changed.
+    Time(Arc<Fs>, InodeNumber, Stamp),
     Unmount(&'static dyn Disk, Core),
 }
 
-static WORK: Spin<VecDeque<Work>> = Spin::new(VecDeque::new());
+static WORK: Spin<Vec<Work>> = Spin::new(Vec::new());
 /// Handed over and not done yet.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 static CALL: WaitQueue = WaitQueue::new();
@@ -339,8 +390,15 @@ static IDLE: WaitQueue = WaitQueue::new();
 
 fn later(work: Work) {
     OPEN.fetch_add(1, Ordering::SeqCst);
-    WORK.lock().push_back(work);
+    WORK.lock().push(work);
     CALL.wake_one();
+}
+
+/// Before something more is left to do: `rsext4` walks the disk's list of files without names, which is to be short.
+fn catch_up() {
+    if OPEN.load(Ordering::Relaxed) >= 8 {
+        settle();
+    }
 }
 
 /// Waits until nothing is left to do: what was unmounted before is.
@@ -356,6 +414,17 @@ pub fn sync() {
     let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
     for fs in mounted {
         let _ = fs.sync();
+    }
+}
+
+/// What file systems have changed since their journals were committed is on their disks.
+pub fn commit() {
+    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
+    for fs in mounted {
+        let _ = fs.write_times();
+        if fs.changes.load(Ordering::Relaxed) > 0 {
+            let _ = fs.commit();
+        }
     }
 }
 
@@ -380,11 +449,13 @@ fn start_worker() -> Result<(), Errno> {
 fn worker(_: usize) {
     loop {
         let _ = CALL.wait_while(Sleep::Uninterruptible, None, || WORK.lock().is_empty());
-        let Some(work) = WORK.lock().pop_front() else {
+        // The last first: the disk has a list of files without names, whose first is the last that lost its own.
+        let Some(work) = WORK.lock().pop() else {
             continue;
         };
         match work {
             Work::Free(fs, number) => fs.free(number),
+            Work::Time(fs, number, mtime) => drop(fs.write_time(number, mtime)),
             Work::Unmount(disk, core) => unmount(disk, core),
         }
         if OPEN.fetch_sub(1, Ordering::SeqCst) == 1 {

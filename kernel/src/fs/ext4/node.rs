@@ -13,7 +13,7 @@ use rsext4::{
 };
 
 use super::file::{Bytes, FileSource};
-use super::{Fs, Volume};
+use super::{Fs, Volume, catch_up};
 use crate::arch::X86;
 use crate::fs::access;
 use crate::fs::attr::{Attr, AttrCell, AttrChange, Kind, Stamp, major, makedev, minor};
@@ -25,6 +25,7 @@ use crate::fs::mapped;
 use crate::fs::path::Path;
 use crate::fs::writeback;
 use crate::sync::RwLock;
+use crate::task::space::can_wait;
 
 const S_ISGID: u32 = 0o2000;
 
@@ -111,7 +112,7 @@ fn stamp(sec: u32) -> Stamp {
     }
 }
 
-fn timestamp(stamp: Stamp) -> Ext4Timestamp {
+pub fn timestamp(stamp: Stamp) -> Ext4Timestamp {
     Ext4Timestamp::new(stamp.sec, stamp.nsec)
 }
 
@@ -212,18 +213,17 @@ impl Node {
         self.late.store(true, Ordering::Release);
     }
 
+    /// Whether the disk has yet to hear of that.
+    pub fn is_late(&self) -> bool {
+        self.late.load(Ordering::Acquire)
+    }
+
     /// The disk has the times of the content that it has.
     pub fn write_times(&self) -> Result<(), Errno> {
         if !self.late.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let update = InodeMetadataUpdate {
-            mtime: Some(timestamp(self.attrs.get(0, 0).mtime)),
-            ..InodeMetadataUpdate::default()
-        };
-        self.fs
-            .must(|volume| volume.update_inode_metadata(self.number, update))
-            .map(drop)
+        self.fs.write_time(self.number, self.attrs.get(0, 0).mtime)
     }
 
     /// Whose the new file is, and its mode.
@@ -249,7 +249,8 @@ impl Node {
             // A removed directory that somebody still stands in.
             return Err(Errno::ENOENT);
         }
-        let node = self.fs.with(|volume| {
+        crate::memory::headroom()?;
+        let node = self.fs.change(|volume| {
             let info = make(volume)?;
             self.look_again(volume)?;
             self.fs.find(volume, info.number)
@@ -329,7 +330,7 @@ impl Inode for Node {
             ..InodeMetadataUpdate::default()
         };
         self.fs
-            .with(|volume| volume.update_inode_metadata(self.number, update))?;
+            .change(|volume| volume.update_inode_metadata(self.number, update))?;
         self.attrs.set(change);
         Ok(())
     }
@@ -401,8 +402,9 @@ impl Inode for Node {
     }
 
     fn unlink(&self, name: &[u8], dir: bool) -> Result<Arc<dyn Inode>, Errno> {
+        catch_up();
         let name = name_of(name)?;
-        let (node, outcome) = self.fs.with(|volume| {
+        let (node, outcome) = self.fs.change(|volume| {
             let info = volume.lookup_child(self.number, name)?;
             let info = info.ok_or_else(Ext4Error::not_found)?;
             let node = self.fs.find(volume, info.number)?;
@@ -427,16 +429,28 @@ impl Inode for Node {
         new: &[u8],
         exchange: bool,
     ) -> Result<Option<Arc<dyn Inode>>, Errno> {
+        catch_up();
         let to = self.same_fs(to)?;
         let (old, new) = (name_of(old)?, name_of(new)?);
         if to.attrs.nlink() == 0 {
             return Err(Errno::ENOENT);
         }
-        let replaced = self.fs.with(|volume| {
+        let replaced = self.fs.change(|volume| {
             let target = volume.lookup_child(to.number, new)?;
             let target = target
                 .map(|info| self.fs.find(volume, info.number))
                 .transpose()?;
+            let moved = volume.lookup_child(self.number, old)?;
+            let moved = moved.ok_or_else(Ext4Error::not_found)?.is_directory();
+            match &target {
+                Some(node) if !exchange && moved && !node.is_dir() => {
+                    return Err(Ext4Error::not_dir());
+                }
+                Some(node) if !exchange && !moved && node.is_dir() => {
+                    return Err(Ext4Error::is_dir());
+                }
+                _ => {}
+            }
             let options = match exchange {
                 true => RenameOptions::EXCHANGE,
                 false => RenameOptions::REPLACE,
@@ -475,6 +489,7 @@ impl Inode for Node {
     }
 
     fn sync_fs(&self) -> Result<(), Errno> {
+        writeback::sync(&mut can_wait());
         self.fs.sync()
     }
 
@@ -567,7 +582,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A regular file's goes with its page cache, which mappings use.
+        if self.late.load(Ordering::Acquire) && self.attrs.nlink() > 0 {
+            self.fs.times_later(self.number, self.attrs.get(0, 0).mtime);
+        }
+        // A regular file's inode goes with its page cache, which mappings use.
         if matches!(self.body, Body::File(_)) {
             return;
         }

@@ -1,0 +1,417 @@
+// Files of ext4 on a disk. `ext4 WHAT DISK...` mounts the (first) disk, does something, says what every file holds (the
+// host finds the same on the image), and unmounts. What it does between can be done to any file system.
+#include "t.h"
+#include <dirent.h>
+#include <ftw.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/mount.h>
+#include <sys/sendfile.h>
+#include <sys/statfs.h>
+
+#define M "/mnt/"
+static const char *disk;
+
+static void mounted(const char *on, const char *where, int flags) {
+  mkdir(where, 0755);
+  CHECK(!mount(on, where, "ext4", flags, ""));
+}
+static void again(void) {
+  CHECK(!umount("/mnt"));
+  mounted(disk, "/mnt", 0);
+}
+static void fill(char *p, uint64_t at, size_t len) {
+  for (size_t i = 0; i < len; i += 8) *(uint64_t *)(p + i) = pattern(at + i);
+}
+static int made(const char *name, int flags) {
+  int f = open(name, O_CREAT | flags, 0644);
+  CHECK(f >= 0);
+  return f;
+}
+static void put(const char *name, const char *text) {
+  int f = made(name, O_WRONLY | O_TRUNC);
+  CHECK(write(f, text, strlen(text)) == (ssize_t)strlen(text) && !close(f));
+}
+static const char *get(const char *name) {
+  static char b[9000];
+  int f = open(name, O_RDONLY);
+  CHECK(f >= 0);
+  ssize_t n = read(f, b, sizeof b - 1);
+  CHECK(n >= 0 && !close(f));
+  b[n] = 0;
+  return b;
+}
+static long counter(const char *name) {
+  static char b[4096];
+  int f = open("/sys/kernel/debug/block", O_RDONLY);
+  CHECK(f >= 0);
+  ssize_t n = read(f, b, sizeof b - 1);
+  CHECK(n > 0 && !close(f));
+  b[n] = 0;
+  char *at = strstr(b, name);
+  CHECK(at);
+  return atol(at + strlen(name));
+}
+
+// What a file holds, in 64 bits (FNV-1a).
+static uint64_t sum(const char *name) {
+  static char b[1 << 16];
+  uint64_t h = 0xcbf29ce484222325;
+  int f = open(name, O_RDONLY);
+  CHECK(f >= 0);
+  ssize_t n;
+  while ((n = read(f, b, sizeof b)) > 0)
+    for (ssize_t i = 0; i < n; i++) h = (h ^ (unsigned char)b[i]) * 0x100000001b3;
+  CHECK(!n && !close(f));
+  return h;
+}
+static int tell(const char *name, const struct stat *st, int type, struct FTW *w) {
+  (void)type, (void)w;
+  if (S_ISREG(st->st_mode)) say("file %s %lu %016lx\n", name + strlen("/mnt"), (unsigned long)st->st_size, (unsigned long)sum(name));
+  else if (!S_ISDIR(st->st_mode)) say("other %s %o\n", name + strlen("/mnt"), st->st_mode);
+  return 0;
+}
+static void tell_all(void) { CHECK(!nftw("/mnt", tell, 20, FTW_PHYS)); }
+
+static void names(void) {
+  struct stat st, su;
+  char long_name[300];
+  CHECK(mkdir(M "d", 0750) == 0 && !stat(M "d", &st) && st.st_mode == (S_IFDIR | 0750) && st.st_nlink == 2);
+  CHECK(mkdir(M "d", 0750) == -1 && errno == EEXIST);
+  CHECK(mkdir(M "none/x", 0750) == -1 && errno == ENOENT);
+  memset(long_name, 'n', 256), long_name[256] = 0;
+  int dir = open(M "d", O_RDONLY | O_DIRECTORY);
+  CHECK(openat(dir, long_name, O_CREAT | O_WRONLY, 0600) == -1 && errno == ENAMETOOLONG);
+  long_name[255] = 0;
+  int f = openat(dir, long_name, O_CREAT | O_EXCL | O_WRONLY, 0600);
+  CHECK(f >= 0 && write(f, "long", 4) == 4 && !close(f) && openat(dir, long_name, O_CREAT | O_EXCL | O_WRONLY, 0600) == -1 && errno == EEXIST);
+  put(M "a", "content of a");
+  CHECK(!link(M "a", M "d/b") && !stat(M "d/b", &st) && st.st_nlink == 2 && !stat(M "a", &su) && su.st_ino == st.st_ino);
+  put(M "d/b", "written as b");
+  CHECK(!strcmp(get(M "a"), "written as b") && !unlink(M "a") && !stat(M "d/b", &st) && st.st_nlink == 1);
+  CHECK(!symlink("b", M "d/s") && !strcmp(get(M "d/s"), "written as b"));
+  char target[100];
+  CHECK(readlink(M "d/s", target, sizeof target) == 1 && *target == 'b' && !lstat(M "d/s", &st) && S_ISLNK(st.st_mode) && st.st_size == 1);
+  memset(long_name, 't', 200), long_name[200] = 0;
+  CHECK(!symlink(long_name, M "d/far") && readlink(M "d/far", target, sizeof target) == sizeof target && open(M "d/far", O_RDONLY) == -1 && errno == ENOENT);
+  CHECK(link(M "d", M "e") == -1 && errno == EPERM);
+  CHECK(unlink(M "d") == -1 && errno == EISDIR && rmdir(M "d/b") == -1 && errno == ENOTDIR && rmdir(M "d") == -1 && errno == ENOTEMPTY);
+  // Renames: over a file, over an empty directory, into itself, exchanged.
+  put(M "new", "new one");
+  CHECK(!rename(M "new", M "d/b") && !strcmp(get(M "d/b"), "new one"));
+  CHECK(!mkdir(M "x", 0755) && !mkdir(M "x/y", 0755) && !mkdir(M "z", 0755) && !rename(M "x/y", M "z"));
+  CHECK(rename(M "x", M "x/q") == -1 && errno == EINVAL && rename(M "d/b", M "z") == -1 && errno == EISDIR && rename(M "z", M "d/b") == -1 && errno == ENOTDIR);
+  CHECK(rename(M "x", M "d") == -1 && errno == ENOTEMPTY && !rename(M "z", M "x/y") && !stat(M "x", &st) && st.st_nlink == 3);
+  put(M "left", "left"), put(M "x/right", "right");
+  CHECK(!syscall(SYS_renameat2, AT_FDCWD, M "left", AT_FDCWD, M "x/right", 2) && !strcmp(get(M "left"), "right") && !strcmp(get(M "x/right"), "left"));
+  CHECK(syscall(SYS_renameat2, AT_FDCWD, M "left", AT_FDCWD, M "x/right", 1) == -1 && errno == EEXIST);
+  // A file without a name lives as long as it is open.
+  f = made(M "gone", O_RDWR);
+  CHECK(write(f, "still here", 10) == 10 && !unlink(M "gone") && stat(M "gone", &st) == -1 && errno == ENOENT);
+  CHECK(pread(f, target, 10, 0) == 10 && !memcmp(target, "still here", 10) && !fstat(f, &st) && !st.st_nlink && !close(f));
+  // A directory without a name, in which somebody stands.
+  CHECK(!mkdir(M "gone", 0755) && !chdir(M "gone") && !rmdir(M "gone") && open("q", O_CREAT | O_WRONLY, 0600) == -1 && errno == ENOENT && !chdir("/"));
+  // Attributes.
+  struct timespec t[2] = {{1000000000, 0}, {1100000000, 0}};
+  CHECK(!chmod(M "left", 0604) && !chown(M "left", 12, 34) && !utimensat(AT_FDCWD, M "left", t, 0));
+  CHECK(!mknod(M "null", S_IFCHR | 0666, 0x103) && !mkfifo(M "fifo", 0600));
+  f = open(M "null", O_WRONLY);
+  CHECK(f >= 0 && write(f, "x", 1) == 1 && !close(f));
+  // Many names: the directory is hashed soon. Half of them go again.
+  CHECK(!mkdir(M "many", 0755));
+  char name[60];
+  for (int i = 0; i < 1200; i++) {
+    snprintf(name, sizeof name, M "many/a name of some length %d", i);
+    CHECK(!close(made(name, O_WRONLY)));
+  }
+  for (int i = 0; i < 1200; i += 2) {
+    snprintf(name, sizeof name, M "many/a name of some length %d", i);
+    CHECK(!unlink(name));
+  }
+  for (int round = 0; round < 2; round++) {
+    DIR *d = opendir(M "many");
+    CHECK(d);
+    int seen = 0, dots = 0;
+    char had[1200] = {0};
+    for (struct dirent *e; (e = readdir(d));) {
+      int i;
+      if (sscanf(e->d_name, "a name of some length %d", &i) != 1) dots++;
+      else {
+        CHECK(i % 2 && !had[i] && e->d_type == DT_REG);
+        had[i] = 1, seen++;
+      }
+    }
+    CHECK(seen == 600 && dots == 2 && !closedir(d));
+    CHECK(!close(dir));
+    if (!round) again();
+    dir = open(M "d", O_RDONLY | O_DIRECTORY);
+  }
+  CHECK(!close(dir));
+  CHECK(!stat(M "left", &st) && st.st_mode == (S_IFREG | 0604) && st.st_uid == 12 && st.st_gid == 34 && st.st_mtim.tv_sec == 1100000000 && st.st_size == 5);
+  CHECK(!stat(M "x", &st) && st.st_nlink == 3 && !lstat(M "null", &st) && S_ISCHR(st.st_mode) && st.st_rdev == 0x103);
+  CHECK(!strcmp(get(M "d/b"), "new one") && !strcmp(get(M "left"), "right"));
+}
+
+static int resident(char *p) {
+  unsigned char v;
+  CHECK(!mincore(p, PG, &v));
+  return v & 1;
+}
+
+static void data(void) {
+  struct stat st;
+  char *b = anon(MB), *c = anon(MB);
+  fill(b, 0, MB);
+  int f = made(M "f", O_RDWR), d = open(M "f", O_RDWR | O_DIRECT);
+  CHECK(d >= 0);
+  // In pieces that fit nothing; then all of it again, from memory, from the disk, around the cache.
+  for (size_t at = 0; at < MB; at += 1000) CHECK(pwrite(f, b + at, at + 1000 > MB ? MB - at : 1000, at) > 0);
+  for (int round = 0; round < 3; round++) {
+    CHECK(pread(round == 2 ? d : f, c, MB, 0) == (ssize_t)MB && is_pattern(c, 0, MB));
+    if (!round) CHECK(!fsync(f) && !posix_fadvise(f, 0, 0, POSIX_FADV_DONTNEED));
+  }
+  CHECK(!fstat(f, &st) && st.st_size == (off_t)MB && st.st_blocks >= 2048 && st.st_blocks < 2100);
+  // Shorter and longer again: zeroes come, also into what is in memory, mapped and on the disk.
+  char *s = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0), *p = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_PRIVATE, f, 0);
+  CHECK(s != MAP_FAILED && p != MAP_FAILED && is_pattern(s, 0, MB) && is_pattern(p, 0, MB));
+  probe_install();
+  CHECK(!ftruncate(f, 10 * PG + 100) && s[10 * PG + 99] && !s[10 * PG + 100] && !strcmp(probe(s + 11 * PG, 'r'), "BUS_ADRERR"));
+  s[10 * PG + 200] = 1; // behind the end: nobody keeps it
+  CHECK(!msync(s, 11 * PG, MS_SYNC) && !ftruncate(f, 20 * PG) && pread(f, c, 20 * PG, 0) == 20 * (ssize_t)PG);
+  for (size_t i = 11 * PG; i < 20 * PG; i++) CHECK(!c[i]);
+  CHECK(is_pattern(c, 0, 10 * PG + 96) && s[15 * PG] == 0);
+  // Stores, and what a private mapping keeps to itself.
+  memset(s + 12 * PG, 'S', PG), memset(p + 13 * PG, 'P', PG);
+  CHECK(!msync(s + 12 * PG, PG, MS_SYNC) && pread(d, c, 2 * PG, 12 * PG) == 2 * (ssize_t)PG && c[0] == 'S' && c[PG - 1] == 'S' && !c[PG]);
+  // Direct writes: over what is there, over what is dirty, at the end, past it.
+  fill(b, 7 * MB, MB);
+  s[3 * PG] = 'x';
+  CHECK(pwrite(d, b, 4 * PG, 2 * PG) == 4 * (ssize_t)PG && is_pattern(s + 2 * PG, 7 * MB, 4 * PG));
+  CHECK(pwrite(d, b, 8 * PG, 18 * PG) == 8 * (ssize_t)PG && !fstat(f, &st) && st.st_size == 26 * (off_t)PG);
+  CHECK(pwrite(d, b + 1024, 512, 40 * PG) == 512 && !fstat(f, &st) && st.st_size == 40 * (off_t)PG + 512);
+  CHECK(pread(f, c, 41 * PG, 0) == 40 * (ssize_t)PG + 512 && is_pattern(c + 18 * PG, 7 * MB, 8 * PG) && is_pattern(c + 40 * PG, 7 * MB + 1024, 512));
+  for (size_t i = 26 * PG; i < 40 * PG; i++) CHECK(!c[i]);
+  CHECK(pread(d, c, PG, 40 * PG) == 512 && pread(d, c, PG, 41 * PG) == 0 && pwrite(d, b + 1, 512, 0) == -1 && errno == EINVAL);
+  // Holes.
+  CHECK(lseek(f, 0, SEEK_HOLE) == 26 * (off_t)PG || lseek(f, 0, SEEK_HOLE) < 26 * (off_t)PG);
+  CHECK(!fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PG + 10, 4 * PG));
+  CHECK(lseek(f, 4 * PG, SEEK_HOLE) > 4 * (off_t)PG && lseek(f, 4 * PG, SEEK_HOLE) <= 5 * (off_t)PG && lseek(f, 5 * PG, SEEK_DATA) == 8 * (off_t)PG);
+  CHECK(s[4 * PG + 8] && !s[4 * PG + 11] && !s[6 * PG] && !s[8 * PG + 8] && s[8 * PG + 11]);
+  CHECK(pread(d, c, 6 * PG, 4 * PG) == 6 * (ssize_t)PG && c[9] && !c[10] && !c[4 * PG + 9] && c[4 * PG + 10]);
+  CHECK(!fallocate(f, 0, 50 * PG, 10 * PG) && !fstat(f, &st) && st.st_size == 60 * (off_t)PG && pread(f, c, PG, 55 * PG) == (ssize_t)PG && !c[0]);
+  CHECK(pwrite(f, "kept", 4, 55 * PG + 9) == 4 && !fsync(f) && pread(d, c, PG, 55 * PG) == (ssize_t)PG && !memcmp(c + 9, "kept", 4) && !c[0] && !c[20]);
+  CHECK(!fallocate(f, FALLOC_FL_ZERO_RANGE, 18 * PG + 5, PG) && !s[19 * PG + 4] && s[19 * PG + 5]);
+  CHECK(fallocate(f, FALLOC_FL_COLLAPSE_RANGE, 0, PG) == -1 && errno == EOPNOTSUPP);
+  // mincore, sendfile, copy_file_range, append.
+  CHECK(!munmap(p, MB) && !msync(s, 26 * PG, MS_SYNC) && !munmap(s, MB) && !fsync(f) && !posix_fadvise(f, 0, 0, POSIX_FADV_DONTNEED));
+  s = mmap(0, 26 * PG, PROT_READ, MAP_SHARED, f, 0);
+  CHECK(s != MAP_FAILED && !resident(s) && *(volatile char *)s >= -128 && resident(s) && !readahead(f, 20 * PG, PG) && resident(s + 20 * PG));
+  int g = made(M "g", O_RDWR), h = made(M "h", O_RDWR);
+  off_t from = 3;
+  CHECK(sendfile(g, f, &from, 20000) == 20000 && sendfile(g, f, &from, 20000) == 20000 && lseek(g, 0, SEEK_END) == 40000);
+  loff_t in = 100, out = 5000;
+  CHECK(syscall(SYS_copy_file_range, g, &in, h, &out, 30000, 0) == 30000 && lseek(h, 0, SEEK_END) == 35000);
+  CHECK(pread(g, c, 30000, 100) == 30000 && pread(h, b, 35000, 0) == 35000 && !memcmp(c, b + 5000, 30000) && !b[4999]);
+  // Sparse, far out; and as long as no file can be.
+  CHECK(pwrite(h, "far", 3, 1L << 38) == 3 && !fstat(h, &st) && st.st_blocks < 200 && pread(h, c, 8, (1L << 38) - 4) == 7 && !memcmp(c, "\0\0\0\0far", 7));
+  CHECK(!ftruncate(h, 7) && ftruncate(h, 1L << 62) == -1 && errno == EFBIG && pwrite(h, "x", 1, 1L << 45) == -1 && errno == EFBIG);
+  CHECK(!munmap(s, 26 * PG) && !close(f) && !close(d) && !close(g) && !close(h));
+  again();
+  f = open(M "f", O_RDWR);
+  CHECK(f >= 0 && pread(f, c, 4, 55 * PG + 9) == 4 && !memcmp(c, "kept", 4) && pread(f, c, PG, 12 * PG) == (ssize_t)PG && c[7] == 'S' && !close(f));
+  CHECK(!stat(M "f", &st) && st.st_size == 60 * (off_t)PG);
+}
+
+// A disk that is full, and goes on.
+static void full(void) {
+  struct statfs fs;
+  char *b = anon(MB);
+  CHECK(!statfs("/mnt", &fs) && fs.f_type == 0xef53);
+  long before = fs.f_bfree;
+  for (int round = 0; round < 2; round++) {
+    int f = made(M "full", O_RDWR | (round ? O_DIRECT : 0));
+    size_t at = 0;
+    for (;;) {
+      fill(b, at, MB);
+      ssize_t n = write(f, b, MB);
+      if (n < 0) break;
+      at += n;
+      CHECK(at < 600 * MB);
+    }
+    CHECK(errno == ENOSPC && at > MB && !fsync(f) && !statfs("/mnt", &fs) && fs.f_bfree < 64);
+    // A store to a hole has no block.
+    int g = made(M "hole", O_RDWR);
+    CHECK(!ftruncate(g, 4 * MB));
+    char *s = mmap(0, 4 * MB, PROT_READ | PROT_WRITE, MAP_SHARED, g, 0);
+    CHECK(s != MAP_FAILED && s[PG] == 0);
+    probe_install();
+    int bus = 0;
+    for (size_t i = 0; i < 4 * MB; i += PG) bus |= !strcmp(probe(s + i, 'w'), "BUS_ADRERR");
+    CHECK(bus && !munmap(s, 4 * MB) && !close(g) && !unlink(M "hole"));
+    // All that was taken is there.
+    for (size_t i = 0; i + MB <= at; i += MB) CHECK(pread(f, b, MB, i) == (ssize_t)MB && is_pattern(b, i, MB));
+    CHECK(!close(f) && !unlink(M "full"));
+    again();
+    CHECK(!statfs("/mnt", &fs) && labs((long)fs.f_bfree - before) < 8);
+    put(M "after", "goes on");
+  }
+}
+
+static void readonly(void) {
+  again();
+  CHECK(!umount("/mnt"));
+  mounted(disk, "/mnt", MS_RDONLY);
+  CHECK(open(M "seed/one", O_RDWR) == -1 && errno == EROFS && open(M "new", O_CREAT | O_WRONLY, 0600) == -1 && errno == EROFS);
+  CHECK(unlink(M "seed/one") == -1 && errno == EROFS && mkdir(M "d", 0700) == -1 && errno == EROFS && truncate(M "seed/one", 0) == -1 && errno == EROFS);
+  CHECK(mount(disk, "/tmp", "ext4", 0, "") == -1 && errno == EBUSY);
+  int f = open(M "seed/one", O_RDONLY);
+  CHECK(f >= 0 && mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0) == MAP_FAILED && errno == EACCES && umount("/mnt") == -1 && errno == EBUSY && !close(f));
+  CHECK(mount("/dev/zero", "/tmp", "ext4", 0, "") == -1 && errno == ENOTBLK && mount("/dev/none", "/tmp", "ext4", 0, "") == -1 && errno == ENOENT);
+}
+
+// A program that lies on the disk.
+static void program(void) {
+  int in = open("/proc/self/exe", O_RDONLY), out = open(M "prog", O_CREAT | O_WRONLY, 0755);
+  CHECK(in >= 0 && out >= 0);
+  ssize_t n;
+  while ((n = sendfile(out, in, 0, 1 << 20)) > 0) {}
+  CHECK(!n && !close(in) && !close(out));
+  again();
+  for (int i = 0; i < 2; i++) {
+    pid_t c = fork();
+    if (!c) execl(M "prog", "prog", "exit", (char *)0), _exit(1);
+    int st;
+    CHECK(waitpid(c, &st, 0) == c && WIFEXITED(st) && WEXITSTATUS(st) == 33);
+  }
+}
+
+// 64 MiB from disk to disk, past the CPU.
+static void copy(const char *to) {
+  mounted(to, "/mnt/to", 0);
+  long copied = counter("copied "), direct = counter("direct ");
+  int in = open(M "big", O_RDONLY | O_DIRECT), out = open(M "to/big", O_CREAT | O_RDWR | O_DIRECT, 0644);
+  CHECK(in >= 0 && out >= 0);
+  char *b = anon(MB);
+  for (size_t at = 0; at < 64 * MB; at += MB) CHECK(read(in, b, MB) == (ssize_t)MB && write(out, b, MB) == (ssize_t)MB);
+  CHECK(read(in, b, MB) == 0 && !fsync(out));
+  // Over it once more: blocks that the file has.
+  for (size_t at = 0; at < 64 * MB; at += MB) CHECK(pread(in, b, MB, at) == (ssize_t)MB && pwrite(out, b, MB, at) == (ssize_t)MB);
+  CHECK(counter("copied ") == copied && counter("direct ") == direct + 256 * (long)MB && !close(in) && !close(out));
+  CHECK(sum(M "big") == sum(M "to/big"));
+  CHECK(!umount("/mnt/to"));
+}
+
+// Several processes, each with its own way to the same file; every block says whose it is.
+#define BLOCKS 64
+#define USERS 4
+struct block {
+  uint64_t file, number, generation, check, body[508];
+};
+static uint64_t checked(const struct block *k) {
+  uint64_t h = k->file * 31 + k->number * 17 + k->generation;
+  for (int i = 0; i < 508; i++) h = (h ^ k->body[i]) * 0x9e3779b97f4a7c15;
+  return h;
+}
+static int whole(const struct block *k, uint64_t file, uint64_t number) {
+  if (!k->generation && !k->check) return 1;
+  return k->file == file && k->number == number && k->check == checked(k);
+}
+static void user(int me, int rounds) {
+  char name[40];
+  uint64_t x = 88172645463325252 + me * 7919;
+  struct block *k = (struct block *)anon(PG);
+  for (int r = 0; r < rounds; r++) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    uint64_t file = x % 3, n = (x >> 8) % BLOCKS;
+    int way = (x >> 20) % 3;
+    // Each block has one writer; anyone reads.
+    uint64_t mine = n - n % USERS + me;
+    snprintf(name, sizeof name, M "load%d", (int)file);
+    int f = open(name, O_RDWR | (way == 1 ? O_DIRECT : 0));
+    CHECK(f >= 0);
+    struct block *s = way == 2 ? mmap(0, BLOCKS * PG, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0) : 0;
+    CHECK(s != MAP_FAILED);
+    *k = (struct block){file, mine, r + 1, 0, {0}};
+    for (int i = 0; i < 508; i++) k->body[i] = x * (i + 1);
+    k->check = checked(k);
+    if (s) memcpy(&s[mine], k, PG);
+    else CHECK(pwrite(f, k, PG, mine * PG) == (ssize_t)PG);
+    if (x >> 40 & 1) CHECK(!fsync(f));
+    memset(k, 0, PG);
+    if (s) memcpy(k, &s[mine], PG);
+    else CHECK(pread(f, k, PG, mine * PG) == (ssize_t)PG);
+    CHECK(whole(k, file, mine) && k->generation == (uint64_t)r + 1);
+    if (s) CHECK(!munmap(s, BLOCKS * PG));
+    CHECK(!close(f));
+    // Something else for the file system to do.
+    snprintf(name, sizeof name, M "own%d", me);
+    if (r % 8 == 0) {
+      f = made(name, O_RDWR);
+      CHECK(write(f, k, r % 4096) == r % 4096 && !ftruncate(f, r % 100) && !close(f));
+    } else if (r % 8 == 5) CHECK(!unlink(name) || errno == ENOENT);
+  }
+  _exit(0);
+}
+static void load(int rounds) {
+  char name[40];
+  for (int i = 0; i < 3; i++) {
+    snprintf(name, sizeof name, M "load%d", i);
+    int f = made(name, O_RDWR);
+    CHECK(!ftruncate(f, BLOCKS * PG) && !close(f));
+  }
+  pid_t c[USERS];
+  for (int i = 0; i < USERS; i++)
+    if (!(c[i] = fork())) user(i, rounds);
+  for (int i = 0; i < USERS; i++) {
+    int st;
+    CHECK(waitpid(c[i], &st, 0) == c[i] && !st);
+  }
+  again();
+  struct block *k = (struct block *)anon(PG);
+  for (int i = 0; i < 3; i++) {
+    snprintf(name, sizeof name, M "load%d", i);
+    int f = open(name, O_RDONLY);
+    for (int n = 0; n < BLOCKS; n++) CHECK(pread(f, k, PG, n * PG) == (ssize_t)PG && whole(k, i, n));
+    CHECK(!close(f));
+  }
+}
+
+// The disk refuses some blocks of a file to be written or read.
+static void bad(void) {
+  char *b = anon(PG);
+  int f = open(M "victim", O_RDWR), g = open(M "victim", O_RDWR), other = made(M "other", O_RDWR);
+  CHECK(f >= 0 && g >= 0);
+  for (size_t at = 0; at < MB; at += PG) {
+    fill(b, at, PG);
+    CHECK(pwrite(f, b, PG, at) == (ssize_t)PG);
+  }
+  // Told once to each.
+  CHECK(fsync(f) == -1 && errno == EIO && !fsync(f) && fsync(g) == -1 && errno == EIO && !fsync(g));
+  CHECK(pwrite(other, b, PG, 0) == (ssize_t)PG && !fsync(other) && !close(other));
+  char *s = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0);
+  CHECK(s != MAP_FAILED);
+  memset(s, 's', MB);
+  CHECK(msync(s, MB, MS_SYNC) == -1 && errno == EIO);
+  CHECK(!munmap(s, MB) && !close(f) && !close(g));
+}
+
+int main(int n, char **v) {
+  if (n == 2 && !strcmp(v[1], "exit")) return 33;
+  CHECK(n >= 3);
+  disk = v[2];
+  const char *what = v[1];
+  mounted(disk, "/mnt", 0);
+  if (!strcmp(what, "names")) names();
+  else if (!strcmp(what, "data")) data();
+  else if (!strcmp(what, "full")) full();
+  else if (!strcmp(what, "readonly")) readonly();
+  else if (!strcmp(what, "program")) program();
+  else if (!strcmp(what, "copy")) copy(v[3]);
+  else if (!strcmp(what, "load")) load(atoi(v[3]));
+  else if (!strcmp(what, "bad")) bad();
+  else CHECK(!"such a test");
+  tell_all();
+  CHECK(!umount("/mnt"));
+  say("ok\n");
+  return 0;
+}

@@ -1,0 +1,286 @@
+//! Files on disks: images that the host makes and checks, and a guest that works on them.
+
+use crate::disks::{Image, Kind, NVME, raw};
+use crate::machines::{Test, Verdict, ensure, exec, find, frames};
+use crate::{guest_dir, runner};
+use launcher::{Config, Outcome};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const MB: u64 = 1 << 20;
+
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        /// All of them.
+        pub const TESTS: &[Test] = &[$(Test { name: concat!("ext4::", stringify!($name)), run: $name }),*];
+    };
+}
+
+tests![
+    names_on_one_cpu,
+    names_on_four_cpus,
+    data_on_one_cpu,
+    data_on_two_cpus,
+    data_on_four_cpus,
+    a_full_disk_says_so_and_goes_on,
+    a_read_only_mount_stays_so,
+    a_program_runs_from_a_disk,
+    processes_share_files_on_two_cpus,
+    processes_share_files_on_four_cpus,
+    a_file_is_copied_to_another_disk,
+    bad_blocks_of_a_file_are_its_users_affair,
+];
+
+/// Runs a tool of e2fsprogs; what it said.
+fn tool(name: &str, words: &[&str]) -> Result<String, String> {
+    let out = Command::new(name)
+        .args(words)
+        .env("PATH", format!("{}:/usr/sbin:/sbin", env!("PATH")))
+        .output()
+        .map_err(|error| format!("{name}: {error} (e2fsprogs is missing: make setup)"))?;
+    let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+    match out.status.success() {
+        true => Ok(said.into_owned()),
+        false => Err(format!("{name} {words:?}: {}\n{said}", out.status)),
+    }
+}
+
+/// A directory that is gone when the test is over.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self, String> {
+        let dir = Scratch(guest_dir().join(format!("{name}.dir")));
+        let _ = fs::remove_dir_all(&dir.0);
+        fs::create_dir_all(&dir.0).map_err(|error| error.to_string())?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An image with a file system of `mb` megabytes, which has what `seed` puts into a directory.
+fn volume(
+    name: &str,
+    mb: u64,
+    block: &str,
+    seed: impl Fn(&Path) -> std::io::Result<()>,
+) -> Result<Image, String> {
+    let dir = Scratch::new(name)?;
+    seed(&dir.0).map_err(|error| error.to_string())?;
+    let image = Image(guest_dir().join(format!("{name}.img")));
+    let _ = fs::remove_file(&image.0);
+    let (from, to) = (dir.0.to_string_lossy(), image.0.to_string_lossy());
+    let size = format!("{mb}M");
+    tool("mkfs.ext4", &["-q", "-b", block, "-d", &from, &to, &size])?;
+    Ok(image)
+}
+
+/// FNV-1a.
+fn sum(bytes: &[u8]) -> u64 {
+    let step = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// The image is sound, and its files are what the guest has seen.
+fn checked(image: &Image, outcome: &Outcome) -> Verdict {
+    let path = image.0.to_string_lossy();
+    tool("e2fsck", &["-fn", &path])?;
+    let dump = Scratch::new(&format!("{}.dump", image.0.file_stem().unwrap().display()))?;
+    let to = dump.0.to_string_lossy();
+    tool("debugfs", &["-R", &format!("rdump / {to}"), &path])?;
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    let mut files = 0;
+    for line in said.lines().filter_map(|line| line.strip_prefix("file ")) {
+        let mut words = line.rsplitn(3, ' ');
+        let (Some(hash), Some(size), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            return Err(format!("the guest says: {line}"));
+        };
+        let at = dump.0.join(name.trim_start_matches('/'));
+        let bytes = fs::read(&at).map_err(|error| format!("{name}: {error}"))?;
+        if bytes.len().to_string() != size || format!("{:016x}", sum(&bytes)) != hash {
+            return Err(format!(
+                "{name}: {} bytes, the guest saw {size}",
+                bytes.len()
+            ));
+        }
+        files += 1;
+    }
+    (files > 0)
+        .then_some(())
+        .ok_or_else(|| "the guest saw no file".into())
+}
+
+fn seed(dir: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(dir.join("seed/deep/er"))?;
+    fs::write(dir.join("seed/one"), "one\n")?;
+    let long: Vec<u8> = (0..300_000u32).flat_map(|i| i.to_le_bytes()).collect();
+    fs::write(dir.join("seed/deep/er/long"), &long)?;
+    std::os::unix::fs::symlink("deep/er/long", dir.join("seed/link"))?;
+    for i in 0..300 {
+        fs::write(dir.join(format!("seed/deep/{i} of them")), [i as u8; 77])?;
+    }
+    // A hole with something behind it.
+    let sparse = fs::File::create(dir.join("seed/sparse"))?;
+    sparse.set_len(3_000_000)?;
+    std::os::unix::fs::FileExt::write_at(&sparse, b"behind", 2_000_000).map(drop)
+}
+
+fn run(
+    words: &[&str],
+    cpus: u32,
+    images: &[(Kind, &str)],
+    more: impl FnOnce(&mut Config),
+) -> Result<Outcome, String> {
+    let kernel = runner::kernel_for(cpus)?;
+    let outcome = exec(find("ext4"), words, |config| {
+        config.kernel = kernel;
+        config.smp = cpus;
+        config.cmdline = "leakcheck".into();
+        config.timeout = Some(Duration::from_secs(300));
+        config.qemu_args = images
+            .iter()
+            .enumerate()
+            .flat_map(|(n, (kind, options))| kind.disk(&format!("d{n}"), options))
+            .collect();
+        more(config);
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout.ends_with(b"ok\n");
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    // The stack of a mount is kept for the next one; so are the worker's, and heap that much was carved from. Of ten mounts one
+    // after the other no more is kept than of one.
+    let stacks = 48 + 32 * images.len() as i64;
+    let kept = start.saturating_sub(end) as i64 - stacks;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    Ok(outcome)
+}
+
+fn one(what: &str, cpus: u32, mb: u64, block: &str, kind: Kind) -> Verdict {
+    let [disk, _] = kind.names();
+    let name = format!("ext4.{what}.{cpus}.{block}{}", disk.replace('/', "."));
+    let image = volume(&name, mb, block, seed)?;
+    let words: Vec<&str> = match what {
+        "load" => vec![what, disk, LOAD.get_or_init(rounds)],
+        _ => vec![what, disk],
+    };
+    let outcome = run(&words, cpus, &[(kind, &raw(&image.0))], |_| {})?;
+    checked(&image, &outcome)
+}
+
+/// How long programs work on the same files: `EXT4_ROUNDS` for hours of it.
+static LOAD: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+fn rounds() -> String {
+    std::env::var("EXT4_ROUNDS").unwrap_or_else(|_| "120".into())
+}
+
+fn names_on_one_cpu() -> Verdict {
+    one("names", 1, 128, "4096", Kind::Virtio)
+}
+
+fn names_on_four_cpus() -> Verdict {
+    one("names", 4, 128, "1024", NVME)
+}
+
+fn data_on_one_cpu() -> Verdict {
+    one("data", 1, 128, "1024", Kind::Virtio)
+}
+
+fn data_on_two_cpus() -> Verdict {
+    one("data", 2, 128, "4096", NVME)
+}
+
+fn data_on_four_cpus() -> Verdict {
+    one("data", 4, 128, "4096", Kind::Virtio)
+}
+
+fn a_full_disk_says_so_and_goes_on() -> Verdict {
+    one("full", 2, 48, "4096", Kind::Virtio)
+}
+
+fn a_read_only_mount_stays_so() -> Verdict {
+    one("readonly", 2, 64, "4096", Kind::Virtio)
+}
+
+fn a_program_runs_from_a_disk() -> Verdict {
+    one("program", 2, 64, "4096", Kind::Virtio)
+}
+
+fn processes_share_files_on_two_cpus() -> Verdict {
+    one("load", 2, 64, "4096", Kind::Virtio)
+}
+
+fn processes_share_files_on_four_cpus() -> Verdict {
+    one("load", 4, 64, "4096", NVME)
+}
+
+/// A program copies 64 MiB from disk to disk with `O_DIRECT`, the CPU copies none of it, and the host finds it equal.
+fn a_file_is_copied_to_another_disk() -> Verdict {
+    let big: Vec<u8> = (0..64 * MB / 8)
+        .flat_map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect();
+    let from = volume("ext4.copy.from", 128, "4096", |dir| {
+        fs::write(dir.join("big"), &big)?;
+        fs::create_dir(dir.join("to"))
+    })?;
+    let to = volume("ext4.copy.to", 128, "4096", |_| Ok(()))?;
+    let disks = [(Kind::Virtio, &*raw(&from.0)), (NVME, &*raw(&to.0))];
+    let outcome = run(&["copy", "/dev/vda", "/dev/nvme0n1"], 2, &disks, |_| {})?;
+    checked(&from, &outcome)?;
+    let path = to.0.to_string_lossy();
+    tool("e2fsck", &["-fn", &path])?;
+    let dump = Scratch::new("ext4.copied")?;
+    let at = dump.0.join("big");
+    tool(
+        "debugfs",
+        &["-R", &format!("dump /big {}", at.display()), &path],
+    )?;
+    let copied = fs::read(at).map_err(|error| error.to_string())?;
+    (copied == big)
+        .then_some(())
+        .ok_or_else(|| "the copy differs".into())
+}
+
+/// Blocks of one file cannot be written: its users are told, once each, and nobody else is.
+fn bad_blocks_of_a_file_are_its_users_affair() -> Verdict {
+    let image = volume("ext4.bad", 64, "4096", |dir| {
+        fs::write(dir.join("victim"), vec![7; MB as usize])
+    })?;
+    let path = image.0.to_string_lossy();
+    let blocks = tool("debugfs", &["-R", "blocks /victim", &path])?;
+    let block = blocks
+        .split_whitespace()
+        .filter_map(|w| w.parse::<u64>().ok())
+        .nth(100);
+    let sector = block.ok_or("the file has no blocks")? * 8;
+    let rules = Image(guest_dir().join("ext4.bad.rules.img"));
+    let rule = format!(
+        "[inject-error]\nevent = \"write_aio\"\niotype = \"write\"\nsector = \"{sector}\"\nerrno = \"5\"\nonce = \"off\"\n"
+    );
+    fs::write(&rules.0, rule).map_err(|error| error.to_string())?;
+    let file = format!(
+        "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={path},\
+         rerror=report,werror=report",
+        rules.0.display(),
+    );
+    let outcome = run(
+        &["bad", "/dev/vda"],
+        2,
+        &[(Kind::Virtio, &file)],
+        |config| {
+            if let Some(device) = config.qemu_args.last_mut() {
+                device.push_str(",request-merging=off");
+            }
+        },
+    )?;
+    // What could not be written is not what the guest saw: the image is sound, and that is all.
+    let _ = outcome;
+    tool("e2fsck", &["-fn", &path]).map(drop)
+}
