@@ -2,6 +2,7 @@
 
 use crate::disks::{Image, Kind, NVME, raw};
 use crate::machines::{Test, Verdict, ensure, exec, find, frames};
+use crate::plug::what_fsync_promised_survives_a_power_cut;
 use crate::{guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs;
@@ -19,6 +20,7 @@ macro_rules! tests {
 }
 
 tests![
+    what_fsync_promised_survives_a_power_cut,
     names_on_one_cpu,
     names_on_four_cpus,
     data_on_one_cpu,
@@ -34,7 +36,7 @@ tests![
 ];
 
 /// Runs a tool of e2fsprogs; what it said.
-fn tool(name: &str, words: &[&str]) -> Result<String, String> {
+pub(crate) fn tool(name: &str, words: &[&str]) -> Result<String, String> {
     let out = Command::new(name)
         .args(words)
         .env("PATH", format!("{}:/usr/sbin:/sbin", env!("PATH")))
@@ -66,7 +68,7 @@ impl Drop for Scratch {
 }
 
 /// An image with a file system of `mb` megabytes, which has what `seed` puts into a directory.
-fn volume(
+pub(crate) fn volume(
     name: &str,
     mb: u64,
     block: &str,
@@ -133,7 +135,7 @@ fn seed(dir: &Path) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::write_at(&sparse, b"behind", 2_000_000).map(drop)
 }
 
-fn run(
+pub(crate) fn run(
     words: &[&str],
     cpus: u32,
     images: &[(Kind, &str)],

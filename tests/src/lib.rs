@@ -18,6 +18,7 @@ pub mod ext4;
 pub mod host;
 pub mod ktests;
 pub mod machines;
+pub mod plug;
 pub mod runner;
 #[cfg(test)]
 mod spec;

@@ -376,6 +376,38 @@ static void load(int rounds) {
   }
 }
 
+// Promises, each with its number: when `fsync` has returned, the number goes to a block of the disk behind the file system. Whoever
+// cuts the power knows from that what must be there (`tests/src/plug.rs`).
+static void plug(int rounds) {
+  char *b = anon(64 * KB), name[40];
+  int marker = open(disk, O_RDWR | O_DIRECT), dir = open("/mnt", O_RDONLY | O_DIRECTORY), book = made(M "book", O_WRONLY | O_APPEND);
+  CHECK(marker >= 0 && dir >= 0);
+  for (uint64_t i = 1; i <= (uint64_t)rounds; i++) {
+    // Written aside and put in place: the old one or the new one, and whole.
+    size_t len = 104 + i * 7919 % 30000 / 8 * 8;
+    fill(b, i << 24, len);
+    int f = made(M "aside", O_WRONLY | O_TRUNC);
+    CHECK(write(f, b, len) == (ssize_t)len && !fsync(f) && !close(f));
+    snprintf(name, sizeof name, M "slot%d", (int)(i % 8));
+    CHECK(!rename(M "aside", name) && !fsync(dir));
+    // A book that grows.
+    fill(b, i << 24, 64);
+    CHECK(write(book, b, 64) == 64 && !fsync(book));
+    // What nobody has promised.
+    snprintf(name, sizeof name, M "noise%d", (int)(i % 5));
+    f = made(name, O_RDWR);
+    fill(b, i, 64 * KB);
+    CHECK(pwrite(f, b, i * 997 % 60000 / 8 * 8, i * 3001 % 90000) >= 0 && !ftruncate(f, i * 4099 % 70000) && !close(f));
+    if (i % 3 == 0) CHECK(!unlink(name));
+    snprintf(name, sizeof name, M "dir%d", (int)(i % 4));
+    CHECK(i % 8 < 4 ? !mkdir(name, 0755) || errno == EEXIST : !rmdir(name) || errno == ENOENT);
+    if (i % 7 == 0) sync();
+    *(uint64_t *)b = i;
+    CHECK(pwrite(marker, b, 512, 40 * MB) == 512);
+  }
+  CHECK(!close(marker) && !close(dir) && !close(book));
+}
+
 // The disk refuses some blocks of a file to be written or read.
 static void bad(void) {
   char *b = anon(PG);
@@ -409,6 +441,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "copy")) copy(v[3]);
   else if (!strcmp(what, "load")) load(atoi(v[3]));
   else if (!strcmp(what, "bad")) bad();
+  else if (!strcmp(what, "plug")) plug(atoi(v[3]));
   else CHECK(!"such a test");
   tell_all();
   CHECK(!umount("/mnt"));
