@@ -33,6 +33,7 @@ tests![
     processes_share_files_on_four_cpus,
     a_file_is_copied_to_another_disk,
     bad_blocks_of_a_file_are_its_users_affair,
+    hostile_images_harm_nobody,
 ];
 
 /// Runs a tool of e2fsprogs; what it said.
@@ -249,6 +250,69 @@ fn a_file_is_copied_to_another_disk() -> Verdict {
         .then_some(())
         .ok_or_else(|| "the copy differs".into())
 }
+
+/// Images with bytes of their metadata overwritten, the superblock of some included.
+fn hostile_images_harm_nobody() -> Verdict {
+    let sound = volume("ext4.sound", 64, "4096", seed)?;
+    let mut images = vec![];
+    // Others than these: `SEED=n`.
+    let seed_of = std::env::var("SEED").ok().and_then(|n| n.parse().ok());
+    let mut dice = 0x9e37_79b9_7f4a_7c15u64 ^ seed_of.unwrap_or(0);
+    let mut next = |n: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % n
+    };
+    // Where metadata lies: the first group's tables, and blocks of directories and extents that look like it.
+    for n in 0..HOSTILE {
+        let image = volume(
+            &format!("ext4.hostile.{n}"),
+            64,
+            ["1024", "4096"][n % 2],
+            seed,
+        )?;
+        let mut bytes = fs::read(&image.0).map_err(|error| error.to_string())?;
+        for _ in 0..next(40) + 1 {
+            let at = match next(8) {
+                0 => 1024 + next(1024),
+                1..=5 => 4096 + next(400 << 10),
+                _ => next(bytes.len() as u64),
+            };
+            bytes[at as usize] = next(256) as u8;
+        }
+        if n % 4 == 3 {
+            // Checksums would catch most of it: some have none.
+            fs::write(&image.0, &bytes).map_err(|error| error.to_string())?;
+            let path = image.0.to_string_lossy();
+            let _ = tool("debugfs", &["-w", "-R", "feature -metadata_csum", &path]);
+        } else {
+            fs::write(&image.0, &bytes).map_err(|error| error.to_string())?;
+        }
+        images.push(image);
+    }
+    let names: Vec<String> = (0..HOSTILE as u8)
+        .map(|n| format!("/dev/vd{}", char::from(b'b' + n)))
+        .collect();
+    let mut words = vec!["hostile", "/dev/vda"];
+    words.extend(names.iter().map(String::as_str));
+    let drives: Vec<String> = images.iter().map(|image| raw(&image.0)).collect();
+    let first = raw(&sound.0);
+    let mut disks = vec![(Kind::Virtio, first.as_str())];
+    disks.extend(drives.iter().map(|drive| (Kind::Virtio, drive.as_str())));
+    let outcome = run(&words, 2, &disks, |_| {})?;
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    let line = said.lines().find(|line| line.ends_with("were mounted"));
+    let mounted = line.and_then(|line| line.split(' ').next()?.parse().ok());
+    ensure(
+        mounted.unwrap_or(0) >= 4,
+        "hardly any was mounted",
+        &outcome,
+    )?;
+    checked(&sound, &outcome)
+}
+
+const HOSTILE: usize = 12;
 
 /// Blocks of one file cannot be written: its users are told, once each, and nobody else is.
 fn bad_blocks_of_a_file_are_its_users_affair() -> Verdict {

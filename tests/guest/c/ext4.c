@@ -3,6 +3,7 @@
 #include "t.h"
 #include <dirent.h>
 #include <ftw.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mount.h>
@@ -427,6 +428,47 @@ static void bad(void) {
   CHECK(!munmap(s, MB) && !close(f) && !close(g));
 }
 
+// File systems that somebody has tampered with: whatever a call says, the kernel lives, and so does a sound disk beside them.
+static int poke(const char *name, const struct stat *st, int type, struct FTW *w) {
+  static char b[1 << 16];
+  (void)type, (void)w;
+  if (S_ISDIR(st->st_mode)) return 0;
+  int f = open(name, O_RDWR | O_NONBLOCK);
+  if (f >= 0) {
+    while (read(f, b, sizeof b) > 0) {}
+    pwrite(f, b, 5000, 3000);
+    char *s = mmap(0, 2 * PG, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0);
+    if (s != MAP_FAILED) probe(s + PG, 'r'), probe(s, 'w'), munmap(s, 2 * PG);
+    fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, PG, 3 * PG);
+    ftruncate(f, 100), fsync(f), close(f);
+  }
+  char other[PATH_MAX];
+  snprintf(other, sizeof other, "%s.x", name);
+  if (st->st_ino % 3 == 0) rename(name, other);
+  if (st->st_ino % 3 == 1) unlink(name);
+  return 0;
+}
+static void hostile(int n, char **disks) {
+  int were = 0;
+  probe_install();
+  mkdir("/bad", 0755);
+  for (int i = 0; i < n; i++) {
+    if (mount(disks[i], "/bad", "ext4", 0, "")) continue;
+    were++;
+    nftw("/bad", poke, 20, FTW_PHYS);
+    mkdir("/bad/new", 0755);
+    int f = open("/bad/new/file", O_CREAT | O_RDWR, 0644);
+    if (f >= 0) {
+      for (int k = 0; k < 20; k++) write(f, disks, 4096 * 3 + k);
+      fsync(f), close(f);
+    }
+    sync();
+    CHECK(!umount("/bad"));
+  }
+  say("%d of %d were mounted\n", were, n);
+  put(M "sound", "still");
+}
+
 int main(int n, char **v) {
   if (n == 2 && !strcmp(v[1], "exit")) return 33;
   CHECK(n >= 3);
@@ -441,6 +483,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "copy")) copy(v[3]);
   else if (!strcmp(what, "load")) load(atoi(v[3]));
   else if (!strcmp(what, "bad")) bad();
+  else if (!strcmp(what, "hostile")) hostile(n - 3, v + 3);
   else if (!strcmp(what, "plug")) plug(atoi(v[3]));
   else CHECK(!"such a test");
   tell_all();
