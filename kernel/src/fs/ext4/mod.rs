@@ -28,8 +28,8 @@ use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
 use rsext4::{
-    DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, InodeMetadataUpdate, InodeNumber,
-    MountOptions,
+    DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, FileName, InodeMetadataUpdate,
+    InodeNumber, MountOptions,
 };
 use spin::{Mutex as Spin, Once};
 
@@ -182,11 +182,15 @@ impl Fs {
     /// The same for what changes the file system.
     fn change<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
         self.must(|volume| {
+            let before = self.changes.fetch_add(1, Ordering::Relaxed);
+            if before == 0 {
+                make_log_room(volume);
+            }
             let done = f(volume)?;
-            if self.changes.fetch_add(1, Ordering::Relaxed) >= CHANGES {
+            if before >= CHANGES {
                 self.changes.store(0, Ordering::Relaxed);
                 // What is wrong with the journal the next change hears.
-                let _ = volume.sync();
+                let _ = sync_volume(volume);
             }
             Ok(done)
         })
@@ -345,7 +349,7 @@ impl Fs {
             return Ok(());
         }
         self.changes.store(0, Ordering::Relaxed);
-        self.must(Volume::sync)
+        self.must(sync_volume)
     }
 
     /// The same of everything that is dirty in memory.
@@ -363,6 +367,21 @@ impl Fs {
         }
         result
     }
+}
+
+/// There is room in the journal for a transaction. `rsext4` 0.9.2 makes some at the beginning of each, but where that begins
+/// with a single block it has the block in hand and fails. So one that comes to nothing begins first: nothing is ever
+/// called `.` by a link.
+fn make_log_room(volume: &mut Volume) {
+    if let Ok(dot) = FileName::new(b".") {
+        let root = volume.root_inode();
+        let _ = volume.hard_link(root, root, dot);
+    }
+}
+
+fn sync_volume(volume: &mut Volume) -> Ext4Result<()> {
+    make_log_room(volume);
+    volume.sync()
 }
 
 impl Drop for Fs {
@@ -469,7 +488,11 @@ fn unmount(disk: &dyn Disk, core: Core) {
         mut volume,
         mut stack,
     } = core;
-    if let Err(error) = stack.run(|| volume.unmount()) {
+    let unmounted = stack.run(|| {
+        make_log_room(&mut volume);
+        volume.unmount()
+    });
+    if let Err(error) = unmounted {
         crate::warn!("{}: not unmounted cleanly: {error}", disk.name());
     }
 }
