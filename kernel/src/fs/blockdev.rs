@@ -151,6 +151,19 @@ fn cache(disk: &'static dyn Disk) -> Result<Arc<Object>, Errno> {
     Ok(new)
 }
 
+/// A file system takes the disk over, or gives it back: the disk has what was written to it, and the cache what is on it.
+pub fn hand_over(disk: &'static dyn Disk) {
+    let known = CACHES
+        .lock()
+        .iter()
+        .find(|(d, _)| ptr::addr_eq(*d, disk))
+        .and_then(|(_, weak)| weak.upgrade());
+    if let Some(cache) = known {
+        let _ = cache.write_back(&mut can_wait(), 0, u64::MAX);
+        changed(&cache, 0..cache.size());
+    }
+}
+
 /// What was written to disks is on them; errors are for who asks for one disk (`fsync`).
 pub fn sync() {
     for known in (0..).map_while(block::disk) {

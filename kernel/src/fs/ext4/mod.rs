@@ -34,6 +34,7 @@ use rsext4::{
 use spin::{Mutex as Spin, Once};
 
 use super::attr::{Stamp, makedev};
+use super::blockdev;
 use super::content::MAX_SIZE;
 use super::dentry::Dentry;
 use super::inode::FsStat;
@@ -126,6 +127,7 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
 impl Fs {
     fn new(known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
         start_worker()?;
+        blockdev::hand_over(known.disk);
         let lent = Lent::new();
         let device = Io::new(known.disk, lent.clone())?;
         let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
@@ -483,7 +485,7 @@ fn worker(_: usize) {
     }
 }
 
-fn unmount(disk: &dyn Disk, core: Core) {
+fn unmount(disk: &'static dyn Disk, core: Core) {
     let Core {
         mut volume,
         mut stack,
@@ -495,4 +497,5 @@ fn unmount(disk: &dyn Disk, core: Core) {
     if let Err(error) = unmounted {
         crate::warn!("{}: not unmounted cleanly: {error}", disk.name());
     }
+    blockdev::hand_over(disk);
 }
