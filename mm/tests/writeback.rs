@@ -11,8 +11,9 @@ use mm::object::cache::Dirty;
 use mm::object::{FileObject, Source, Unfilled};
 use mm::ops;
 use mm::phys::{Hw, dirty_pages};
-use mm::sim::Machine;
+use mm::race::Point;
 use mm::sim::mmu::{PageFault, Want};
+use mm::sim::{Config, Machine};
 use mm::{CanWait, Errno};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -233,6 +234,80 @@ fn bug_15_a_device_writes_after_the_cleaning() {
     lab.done();
 }
 
+/// BUG-15, PIN-10: the device is done while the page is on its way to the disk. Who unpins marks the page, and nobody hears of
+/// it but who writes back: he tells the source, or the mark would go with the object.
+#[test]
+fn bug_15_a_pin_goes_during_the_write() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 4 * P);
+    let s = lab.space();
+    let va = map(&lab, s, 4, R | W, SHARED, &file);
+    lab.run(s);
+    let slots = vec![PageSlot::EMPTY; 1];
+    let wait = &mut lab.sim.can_wait();
+    let pins: PinnedPages<Machine, Write, _> =
+        gup::pin_user_pages_fast(s, wait, va + P, GupFlags::empty(), slots).unwrap();
+    file.unlist();
+    disk.during(move |_| pins.unpin());
+    assert_eq!(write_back(&lab, &file), Ok(()));
+    assert_eq!((disk.listed.load(SeqCst), dirty_pages()), (2, 1));
+    assert_eq!((write_back(&lab, &file), dirty_pages()), (Ok(()), 0));
+    drop(file);
+    lab.done();
+}
+
+/// A mapping goes while its page is cleaned: a CPU that has not been told yet may still store to it, and what it stores
+/// reaches the disk.
+#[test]
+fn a_store_through_a_mapping_that_goes_is_written() {
+    let _alone = alone();
+    let lab = Lab::with(Config {
+        mischief: 0,
+        cpus: 3,
+        threads: true,
+        ..Config::default()
+    });
+    let (disk, file) = file(&lab, 4 * P);
+    let s = lab.space();
+    for unmap in [Lab::unmap, Lab::dontneed] {
+        let va = map(&lab, s, 4, R | W, SHARED, &file);
+        lab.run_on(2, s);
+        lab.store(s, va, 1);
+        lab.run_on(0, s);
+        let (sim, target) = (lab.sim, file.clone());
+        let cleaner = Arc::new(Mutex::new(None));
+        let started = cleaner.clone();
+        lab.sim.on_pause(move |at| {
+            if at != Point::Zapped || started.lock().unwrap().is_some() {
+                return;
+            }
+            let (spins, target) = (sim.spins(1), target.clone());
+            let thread = std::thread::spawn(move || {
+                sim.on(1);
+                target.write_back(&mut sim.can_wait(), 0, u64::MAX)
+            });
+            // It is through, or waits for us.
+            while !thread.is_finished() && sim.spins(1) == spins {
+                std::thread::yield_now();
+            }
+            *started.lock().unwrap() = Some(thread);
+            sim.on(2);
+            assert!(sim.access(va, Want::Write, 2, &mut |_| false).is_some());
+            sim.on(0);
+        });
+        unmap(&lab, s, va, 4);
+        lab.sim.no_pause();
+        let cleaner = cleaner.lock().unwrap().take().expect("started");
+        assert_eq!(cleaner.join().unwrap(), Ok(()));
+        assert_eq!(write_back(&lab, &file), Ok(()));
+        assert_eq!(disk.has(0), 2);
+        disk.pages.lock().unwrap().clear();
+    }
+    drop(file);
+    lab.done();
+}
+
 /// VMA-13, LT-9: no device writes such a page for long, whichever path is taken; it may read it, write it for a moment, and
 /// do what it likes with pages of files in memory.
 #[test]
@@ -394,5 +469,8 @@ fn a_page_that_somebody_has_stays() {
 /// The tests above see what they are for.
 #[test]
 fn planted_bugs_are_caught() {
-    lab::catches(&[(15, "bug_15_a_device_writes_after_the_cleaning")]);
+    lab::catches(&[
+        (15, "bug_15_a_device_writes_after_the_cleaning"),
+        (15, "bug_15_a_pin_goes_during_the_write"),
+    ]);
 }

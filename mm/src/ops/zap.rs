@@ -18,11 +18,15 @@ pub(crate) fn zap_range<H: Hw, G: StableVma<H>>(
         .flags()
         .intersects(VmaFlags::RAND_READ | VmaFlags::SEQ_READ);
     each_table(space, permit, range, |mut pt, piece| {
-        let (anon, file) = if batch.is_dead() {
+        let (anon, file, tracked) = if batch.is_dead() {
             zap_table::<H, true>(&mut pt, piece, batch, harvest_young)
         } else {
             zap_table::<H, false>(&mut pt, piece, batch, harvest_young)
         };
+        if tracked {
+            // Who cleans such a page writes it once he has had this table: no CPU may store to it after that.
+            batch.flush();
+        }
         drop(pt);
         if anon != 0 {
             space.add_rss(RssKind::Anon, -anon);
@@ -33,19 +37,20 @@ pub(crate) fn zap_range<H: Hw, G: StableVma<H>>(
     });
 }
 
-/// One table: how many anonymous and how many file pages went. `DEAD`: no CPU remembers the space.
+/// One table: how many anonymous and how many file pages went, and whether a CPU may still store to one of a file that is
+/// written back. `DEAD`: no CPU remembers the space.
 #[inline]
 fn zap_table<H: Hw, const DEAD: bool>(
     pt: &mut PtGuard<H>,
     piece: UserRange,
     batch: &mut TlbBatch<'_, H>,
     harvest_young: bool,
-) -> (i64, i64) {
+) -> (i64, i64, bool) {
     let hw = batch.hw();
     let first = PtGuard::<H>::index(piece.start());
     let end = first + piece.pages() as usize;
     let Some(first) = pt.first_used(first..end) else {
-        return (0, 0);
+        return (0, 0, false);
     };
     let base = pt.base();
     batch.note(piece.start(), piece.end());
@@ -53,7 +58,7 @@ fn zap_table<H: Hw, const DEAD: bool>(
     let note_again = |batch: &mut TlbBatch<'_, H>, i: usize| {
         batch.note(base + ((i as u64) << PAGE_SHIFT), piece.end());
     };
-    let (mut uncounted, mut file) = (0, 0);
+    let (mut uncounted, mut file, mut tracked) = (0, 0, false);
     let taken = pt.take_each(first..end, |i, old| {
         let folio = Folio::new(hw, old.pfn());
         if !old.is_plain() {
@@ -65,6 +70,7 @@ fn zap_table<H: Hw, const DEAD: bool>(
         }
         if !folio.is_anon() {
             file += 1;
+            tracked |= !DEAD && old.writable() && folio.is_tracked();
             if harvest(folio, old, harvest_young) {
                 if retire_tail(batch, folio) {
                     note_again(batch, i);
@@ -82,7 +88,7 @@ fn zap_table<H: Hw, const DEAD: bool>(
             note_again(batch, i);
         }
     });
-    (taken - uncounted - file, file)
+    (taken - uncounted - file, file, tracked)
 }
 
 /// Out of the loop's way; a dead batch flushes nothing, so nothing need be noted again.

@@ -55,7 +55,8 @@ impl<H: Hw> FileObject<H> {
                 }
             }
             for page in run.pages.iter().flatten() {
-                if page.maybe_pinned() && !planted(15) {
+                // The mark last: who unpins marks first. Whoever did meanwhile has told nobody.
+                if (page.maybe_pinned() || page.is_dirty()) && !planted(15) {
                     self.mark_dirty(page);
                 }
             }
@@ -67,10 +68,8 @@ impl<H: Hw> FileObject<H> {
     /// The page is not dirty, and nobody can write it through a mapping without marking it.
     fn clean(&self, wait: &CanWait<H>, page: &FolioRef<H>) {
         page.clear_dirty();
-        if page.desc().map_count() == 0 {
-            // Who maps it from now on sees no mark: the count goes up under the table lock that the mark is looked at under.
-            return;
-        }
+        // Also where the mapping count is 0: who has emptied the last entry may not have told the CPUs, and holds its
+        // table's lock until he has (ops/zap.rs).
         walk_folio(
             self.hw(),
             Owner::File(self),

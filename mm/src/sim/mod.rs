@@ -82,6 +82,8 @@ struct SimCpu {
     lazy: AtomicBool,
     /// The key register: two bits a key, access and write disabled.
     pkru: AtomicU32,
+    /// How often it has found a lock taken.
+    spins: AtomicU64,
 }
 
 struct CpuState {
@@ -147,6 +149,7 @@ impl Sim {
                 masked: AtomicBool::new(false),
                 lazy: AtomicBool::new(true),
                 pkru: AtomicU32::new(0),
+                spins: AtomicU64::new(0),
             })
             .collect();
         let sim: Machine = Box::leak(Box::new(Sim {
@@ -223,6 +226,10 @@ impl Sim {
     /// so first and looks at `loaded_root` then: it may have been told to leave.
     pub fn set_lazy(&self, lazy: bool) {
         self.cpus[self.me()].lazy.store(lazy, Ordering::SeqCst);
+    }
+    /// How often CPU `cpu` has found a lock taken: whether it waits for one.
+    pub fn spins(&self, cpu: usize) -> u64 {
+        self.cpus[cpu].spins.load(Ordering::SeqCst)
     }
     /// Loads this CPU's key register (PKRU).
     pub fn set_pkru(&self, pkru: u32) {
@@ -461,6 +468,7 @@ impl Cpu for Machine {
             self.config.threads,
             "a stepped CPU spins: nobody will ever release that lock"
         );
+        self.cpus[self.me()].spins.fetch_add(1, Ordering::SeqCst);
         std::thread::yield_now();
     }
     fn has_pkeys(self) -> bool {
