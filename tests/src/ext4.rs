@@ -34,6 +34,7 @@ tests![
     a_file_is_copied_to_another_disk,
     bad_blocks_of_a_file_are_its_users_affair,
     hostile_images_harm_nobody,
+    a_file_larger_than_memory_is_written,
 ];
 
 /// Runs a tool of e2fsprogs; what it said.
@@ -249,6 +250,15 @@ fn a_file_is_copied_to_another_disk() -> Verdict {
     (copied == big)
         .then_some(())
         .ok_or_else(|| "the copy differs".into())
+}
+
+fn a_file_larger_than_memory_is_written() -> Verdict {
+    let image = volume("ext4.larger", 256, "4096", seed)?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run(&["larger", "/dev/vda"], 2, &disks, |config| {
+        config.mem = "64M".into();
+    })?;
+    checked(&image, &outcome)
 }
 
 /// Images with bytes of their metadata overwritten, the superblock of some included.

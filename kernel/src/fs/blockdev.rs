@@ -105,8 +105,7 @@ impl Source<X86> for Blocks {
     }
 
     fn prepare(&self, wait: &mut CanWait<X86>, _first: u64, _count: u64) -> Result<(), Errno> {
-        writeback::throttle(wait);
-        Ok(())
+        writeback::throttle(wait)
     }
 
     fn dirtied(&self, object: Arc<Object>) {

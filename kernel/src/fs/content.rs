@@ -11,6 +11,7 @@ use super::caller;
 use super::inode::Object;
 use super::iobuf::IoBuf;
 use super::pipe::PipeBuf;
+use super::writeback;
 use crate::SysResult;
 use crate::arch::X86;
 use crate::sync::Mutex;
@@ -216,9 +217,19 @@ impl Content {
                     }
                     continue;
                 }
+                // Of a file on a disk memory is a cache only: room can be made.
+                Err(CacheError::NoFrame)
+                    if tracked && writeback::shrink(&mut can_wait(), true) > 0 =>
+                {
+                    continue;
+                }
                 Err(_) => {
                     return if done == 0 {
-                        Err(Errno::ENOSPC)
+                        Err(if tracked {
+                            Errno::ENOMEM
+                        } else {
+                            Errno::ENOSPC
+                        })
                     } else {
                         Ok(done)
                     };

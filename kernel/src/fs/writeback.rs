@@ -54,8 +54,9 @@ pub fn dirtied(object: Arc<Object>) {
     DIRTY.lock().push(object);
 }
 
-/// Before pages become dirty. Sleeps while there are too many; then the caller writes.
-pub fn throttle(wait: &mut CanWait<X86>) {
+/// Before pages become dirty, new ones perhaps. Sleeps while there are too many; then the caller writes. `ENOMEM`: what is free is
+/// needed elsewhere.
+pub fn throttle(wait: &mut CanWait<X86>) -> Result<(), Errno> {
     let most = memory::totals().0 / 5;
     let dirty = dirty_pages();
     if dirty > most {
@@ -66,6 +67,7 @@ pub fn throttle(wait: &mut CanWait<X86>) {
     } else if dirty > most / 2 {
         CALL.wake_one();
     }
+    make_room(wait)
 }
 
 /// Writes everything that is dirty now; errors are for those who ask for one file.
@@ -94,7 +96,7 @@ fn thread(_: usize) {
     }
 }
 
-/// Before pages are read in. `ENOMEM`: what is free is needed elsewhere.
+/// Before pages are read in, or made. `ENOMEM`: what is free is needed elsewhere.
 pub fn make_room(wait: &mut CanWait<X86>) -> Result<(), Errno> {
     // Before memory is short for those who cannot read theirs again; but what others have just read stays until they have
     // seen it.

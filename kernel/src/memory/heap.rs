@@ -249,12 +249,12 @@ struct Span {
 }
 
 struct Arenas {
-    spans: [Option<Span>; 32],
+    spans: [Option<Span>; 128],
 }
 
 /// Taken with interrupts off, but never by a handler.
 static ARENAS: IrqLock<Arenas> = IrqLock::new(Arenas {
-    spans: [const { None }; 32],
+    spans: [const { None }; 128],
 });
 
 /// Frames that an arena is made of at least.
@@ -281,7 +281,12 @@ fn arena_alloc(layout: Layout) -> *mut u8 {
     if order > MAX_ORDER {
         return null_mut();
     }
-    let Some(pa) = frames::alloc(order) else {
+    // A smaller one where memory is in pieces.
+    let least = pages.trailing_zeros() as u8;
+    let found = (least..=order)
+        .rev()
+        .find_map(|order| Some((frames::alloc(order)?, order)));
+    let Some((pa, order)) = found else {
         return null_mut();
     };
     ARENA_FRAMES.fetch_add(1 << order, Ordering::Relaxed);

@@ -35,17 +35,6 @@ static int resident(char *p) {
   CHECK(!mincore(p, PG, &b));
   return b & 1;
 }
-static long kib(const char *file, const char *name) {
-  FILE *f = fopen(file, "r");
-  CHECK(f);
-  char line[256];
-  long n = -1;
-  while (fgets(line, sizeof line, f))
-    if (!strncmp(line, name, strlen(name))) n = atol(line + strlen(name));
-  fclose(f);
-  return n;
-}
-
 static void reads(void) {
   int d = opened(O_RDONLY);
   static char b[300000];

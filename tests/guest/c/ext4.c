@@ -428,6 +428,26 @@ static void bad(void) {
   CHECK(!munmap(s, MB) && !close(f) && !close(g));
 }
 
+// More is written than there is memory, by calls and by mappings: writers wait for the disk, and nothing is refused or lost.
+static void larger(void) {
+  char *b = anon(MB);
+  long total = kib("/proc/meminfo", "MemTotal:");
+  CHECK(total < 80 * 1024);
+  int f = made(M "written", O_RDWR), g = made(M "stored", O_RDWR);
+  CHECK(!ftruncate(g, 96 * MB));
+  for (size_t at = 0; at < 96 * MB; at += MB) {
+    fill(b, at, MB);
+    CHECK(pwrite(f, b, MB, at) == (ssize_t)MB);
+    char *s = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, g, at);
+    CHECK(s != MAP_FAILED);
+    memcpy(s, b, MB);
+    CHECK(!munmap(s, MB) && kib("/proc/meminfo", "Dirty:") <= total / 4);
+  }
+  for (size_t at = 0; at < 96 * MB; at += MB)
+    CHECK(pread(f, b, MB, at) == (ssize_t)MB && is_pattern(b, at, MB) && pread(g, b, MB, at) == (ssize_t)MB && is_pattern(b, at, MB));
+  CHECK(!close(f) && !close(g));
+}
+
 // File systems that somebody has tampered with: whatever a call says, the kernel lives, and so does a sound disk beside them.
 static int poke(const char *name, const struct stat *st, int type, struct FTW *w) {
   static char b[1 << 16];
@@ -483,6 +503,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "copy")) copy(v[3]);
   else if (!strcmp(what, "load")) load(atoi(v[3]));
   else if (!strcmp(what, "bad")) bad();
+  else if (!strcmp(what, "larger")) larger();
   else if (!strcmp(what, "hostile")) hostile(n - 3, v + 3);
   else if (!strcmp(what, "plug")) plug(atoi(v[3]));
   else CHECK(!"such a test");

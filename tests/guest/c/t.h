@@ -118,6 +118,18 @@ __attribute__((unused)) static int is_pattern(const char *p, uint64_t at, size_t
   return 1;
 }
 
+// The kilobytes that a line of a file of the kernel's says; -1: no such line.
+__attribute__((unused)) static long kib(const char *file, const char *name) {
+  FILE *f = fopen(file, "r");
+  CHECK(f);
+  char line[256];
+  long n = -1;
+  while (fgets(line, sizeof line, f))
+    if (!strncmp(line, name, strlen(name))) n = atol(line + strlen(name));
+  fclose(f);
+  return n;
+}
+
 // --- probes ------------------------------------------------------------------------------------
 static sigjmp_buf probe_jmp __attribute__((unused));
 static siginfo_t probe_info __attribute__((unused));

@@ -434,7 +434,7 @@ impl Source<X86> for FileSource {
     }
 
     fn prepare(&self, wait: &mut CanWait<X86>, first: u64, count: u64) -> Result<(), Errno> {
-        writeback::throttle(wait);
+        writeback::throttle(wait)?;
         let (start, end) = (first * PAGE_SIZE, (first + count) * PAGE_SIZE);
         self.0.reserve(start, end)
     }
