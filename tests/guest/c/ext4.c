@@ -437,7 +437,10 @@ static void larger(void) {
   CHECK(!ftruncate(g, 96 * MB));
   for (size_t at = 0; at < 96 * MB; at += MB) {
     fill(b, at, MB);
-    CHECK(pwrite(f, b, MB, at) == (ssize_t)MB);
+    CHECK(pwrite(f, b, MB, at) == (ssize_t)MB && kib("/proc/meminfo", "Dirty:") <= total / 4);
+  }
+  for (size_t at = 0; at < 96 * MB; at += MB) {
+    fill(b, at, MB);
     char *s = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, g, at);
     CHECK(s != MAP_FAILED);
     memcpy(s, b, MB);
