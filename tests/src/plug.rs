@@ -23,6 +23,9 @@ const MARKER: u64 = 40 << 20;
 /// How many promises are made.
 const PROMISES: u64 = 60;
 
+/// Power cuts that it has to stand while it unmounts.
+const UNMOUNT: u64 = 60;
+
 /// One entry of the log (the format of Linux's dm-log-writes).
 struct Entry {
     at: u64,
@@ -231,8 +234,12 @@ pub fn what_fsync_promised_survives_a_power_cut() -> Verdict {
     let plugs: u64 = plugs.unwrap_or(40);
     let mut dice = Dice(0x1234_5678_9abc_def1);
     let scratch = Image(guest_dir().join("ext4.pulled.img"));
-    for n in 0..plugs {
-        let cut = dice.below(log.len() as u64 + 1) as usize;
+    for n in 0..plugs + UNMOUNT {
+        // The last writes are those of the unmounting, which has an order of its own.
+        let cut = match n.checked_sub(plugs) {
+            Some(n) => log.len().saturating_sub(n as usize / 2),
+            None => dice.below(log.len() as u64 + 1) as usize,
+        };
         pull(&base, &log, cut, &mut dice, &scratch)
             .map_err(|why| format!("power cut {n}, before write {cut} of {}: {why}", log.len()))?;
     }

@@ -42,7 +42,7 @@ use crate::dev::block::{Disk, Known, SECTOR};
 use crate::memory::kspace::LargeStack;
 use crate::sync::Mutex;
 use crate::task::{Sleep, WaitQueue};
-use io::{Io, Lent, errno};
+use io::{Io, Lent, Said, errno};
 use node::{Entry, Node};
 
 /// `rsext4`'s side of a mount.
@@ -139,7 +139,7 @@ impl Fs {
         let services = MountServices::new(Now, (), NoopObserver);
         let volume = stack.run(|| Volume::mount(device, services, options).map(Box::new));
         let volume = volume.map_err(|error| {
-            crate::warn!("{}: not mounted: {error}", known.disk.name());
+            crate::warn!("{}: not mounted: {}", known.disk.name(), Said(error));
             errno(error)
         })?;
         let block = volume.statfs().block_size;
@@ -175,7 +175,7 @@ impl Fs {
         self.free.store(free, Ordering::Relaxed);
         result.map_err(|error| {
             if error.is_corruption() {
-                crate::warn!("{}: {error}", self.disk.name());
+                crate::warn!("{}: {}", self.disk.name(), Said(error));
             }
             errno(error)
         })
@@ -495,7 +495,7 @@ fn unmount(disk: &'static dyn Disk, core: Core) {
         volume.unmount()
     });
     if let Err(error) = unmounted {
-        crate::warn!("{}: not unmounted cleanly: {error}", disk.name());
+        crate::warn!("{}: not unmounted cleanly: {}", disk.name(), Said(error));
     }
     blockdev::hand_over(disk);
 }

@@ -81,16 +81,10 @@ impl Entry {
 }
 
 fn kind_of(info: &InodeInfo) -> Ext4Result<Kind> {
-    Ok(match info.file_type() {
-        DirectoryEntryType::RegularFile => Kind::Regular,
-        DirectoryEntryType::Directory => Kind::Directory,
-        DirectoryEntryType::CharacterDevice => Kind::Char,
-        DirectoryEntryType::BlockDevice => Kind::Block,
-        DirectoryEntryType::Fifo => Kind::Fifo,
-        DirectoryEntryType::Socket => Kind::Socket,
-        DirectoryEntryType::Symlink => Kind::Symlink,
-        DirectoryEntryType::Unknown => return Err(Ext4Error::corrupted()),
-    })
+    match info.file_type() {
+        DirectoryEntryType::Unknown => Err(Ext4Error::corrupted()),
+        known => Ok(entry_kind(known)),
+    }
 }
 
 fn entry_kind(of: DirectoryEntryType) -> Kind {
