@@ -297,7 +297,7 @@ static void copy(const char *to) {
   CHECK(read(in, b, MB) == 0 && !fsync(out));
   // Over it once more: blocks that the file has.
   for (size_t at = 0; at < 64 * MB; at += MB) CHECK(pread(in, b, MB, at) == (ssize_t)MB && pwrite(out, b, MB, at) == (ssize_t)MB);
-  CHECK(counter("copied ") == copied && counter("direct ") == direct + 256 * (long)MB && !close(in) && !close(out));
+  CHECK(counter("copied ") == copied && counter("direct ") == direct + 256 * (long)MB && pins_held() == 0 && !close(in) && !close(out));
   CHECK(sum(M "big") == sum(M "to/big"));
   CHECK(!umount("/mnt/to"));
 }
