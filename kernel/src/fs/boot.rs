@@ -17,12 +17,13 @@ use linux_raw_sys::general as sys;
 use mm::Errno;
 
 /// Directories every root has, whatever the archive holds.
-const ALWAYS: [(&[u8], u32); 5] = [
+const ALWAYS: [(&[u8], u32); 6] = [
     (b"dev", 0o755),
     (b"proc", 0o555),
     (b"sys", 0o555),
     (b"tmp", 0o1777),
     (b"root", 0o700),
+    (b"mnt", 0o755),
 ];
 
 /// Builds the root from the archive and mounts /dev, /proc and /sys. Broken entries are logged and skipped: a
