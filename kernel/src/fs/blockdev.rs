@@ -1,11 +1,11 @@
 //! Block special files: a disk as one long file.
 //!
 //! With `O_DIRECT` the caller's pages are pinned and the device is given their addresses: nothing is copied. All must lie on
-//! the disk's blocks then. Without it, and for the kernel's own buffers, reads come from the disk's page cache, which mappings
-//! show too, and writes go by way of a bounce buffer to the disk at once. Writes of parts of blocks read the rest first,
-//! one at a time. Every write takes what it has changed out of the cache (`mm::object::cache`, rule 5).
+//! the disk's blocks then. Without it, and for the kernel's own buffers, reads and writes use the disk's page cache, which
+//! mappings show too, and `writeback` writes what is dirty. A direct transfer has the dirty pages of its range written first; a
+//! direct write takes what it has changed out of the cache (`mm::object::cache`, rule 5).
 //!
-//! The cache is there for as long as somebody has the disk open or mapped.
+//! The cache is there for as long as somebody has the disk open or mapped, or pages of it are dirty.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
