@@ -363,8 +363,8 @@ pub fn a_disk_larger_than_memory() -> Verdict {
     cached(2, &["small", "/dev/vda"], Some("64M"))
 }
 
-fn edu(kernel: PathBuf, words: &str) -> Result<Outcome, String> {
-    exec(find("edu"), &[], |config| {
+fn edu(kernel: PathBuf, args: &[&str], words: &str) -> Result<Outcome, String> {
+    exec(find("edu"), args, |config| {
         config.kernel = kernel;
         config.smp = 4;
         config.cmdline = words.into();
@@ -375,14 +375,24 @@ fn edu(kernel: PathBuf, words: &str) -> Result<Outcome, String> {
 
 /// A device copies into a page whose process forks and writes it meanwhile; and for as long as it is registered.
 pub fn edu_copies_while_its_process_forks() -> Verdict {
-    let outcome = edu(build::kernel()?, "")?;
+    edu_says_ok(&[], "")
+}
+
+/// A device that never ends is given up: for one transfer, and for one of a buffer that is registered.
+pub fn an_edu_that_does_not_answer_keeps_its_memory() -> Verdict {
+    edu_says_ok(&["stuck"], "disk_timeout=1")?;
+    edu_says_ok(&["stuck_buffer"], "disk_timeout=1")
+}
+
+fn edu_says_ok(args: &[&str], words: &str) -> Verdict {
+    let outcome = edu(build::kernel()?, args, words)?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
 }
 
 /// The same sees BUG-5.
 pub fn edu_is_seen_when_bug_5_is_planted() -> Verdict {
-    let outcome = edu(build::test_kernel()?, "bug=5")?;
+    let outcome = edu(build::test_kernel()?, &[], "bug=5")?;
     let seen = outcome.status == 1 && outcome.stdout.starts_with(b"FAILED ");
     ensure(seen, "planted and not seen", &outcome)
 }

@@ -151,6 +151,25 @@ impl<'a> Memory<'a> {
     }
 }
 
+/// Pins that are lent to a device. Dropping lets go of them, unless the device has never said that it is done with the memory.
+pub struct Lent<P>(Option<P>);
+
+impl<P> Lent<P> {
+    pub fn new(pins: P) -> Self {
+        Lent(Some(pins))
+    }
+
+    /// What is lent. `None`: it is lost.
+    pub fn get(&self) -> Option<&P> {
+        self.0.as_ref()
+    }
+
+    /// The device may use the memory for ever: it stays pinned, and nobody's.
+    pub fn lose(&mut self) {
+        core::mem::forget(self.0.take());
+    }
+}
+
 /// Memory of the kernel's own, for what cannot go straight.
 pub struct Bounce(u64);
 

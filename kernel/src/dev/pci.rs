@@ -1,6 +1,7 @@
 //! PCI: configuration space (by the two ports that every PC has), capabilities, registers, MSI-X.
 //!
-//! Addresses of registers are the firmware's; a function that it gave none is left alone.
+//! Addresses of registers are the firmware's; a function that it gave none is left alone. How many there are the function says: what is
+//! beyond them is somebody else's.
 
 use core::fmt;
 use x86_64::instructions::port::Port;
@@ -46,6 +47,13 @@ impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}:{:02x}.{}", self.bus, self.device, self.function)
     }
+}
+
+/// A window of memory addresses where a function answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub first: u64,
+    pub len: u64,
 }
 
 /// Calls `found` for each function of the machine.
@@ -132,7 +140,7 @@ impl Function {
     fn write16(self, offset: u8, value: u16) {
         let _pair = PORTS.lock();
         self.select(offset);
-        // SAFETY: a control word of ours: `enable` and `Msix` say what it does.
+        // SAFETY: a control word or an address of ours: `enable`, `window` and `Msix` say what it does.
         unsafe { Port::new(0xcfc + u16::from(offset & 2)).write(value) };
     }
 
@@ -157,29 +165,51 @@ impl Function {
             .filter(|&(_, at)| at <= 0xff - 19)
     }
 
-    /// Where a memory window begins. `None`: it is none, or nobody has placed it.
-    pub fn window(self, window: u8) -> Option<u64> {
+    /// A memory window. `None`: it is none, nobody has placed it, or it is not what a window can be. Its driver does not use it yet: to tell
+    /// its size it is moved, and so does not answer meanwhile.
+    pub fn window(self, window: u8) -> Option<Window> {
         let at = BARS + 4 * window;
         let low = self.read32(at);
-        let base = match low & 7 {
-            0 => u64::from(low & !15),
-            4 if window < 5 => u64::from(low & !15) | u64::from(self.read32(at + 4)) << 32,
+        let wide = match low & 7 {
+            0 if window < 6 => false,
+            4 if window < 5 => true,
             _ => return None,
         };
-        (base != 0).then_some(base)
+        let high = if wide { self.read32(at + 4) } else { 0 };
+        let command = self.read16(COMMAND);
+        self.write16(COMMAND, command & !MEMORY);
+        self.write32(at, !0);
+        let mut fixed = u64::from(self.read32(at) & !15) | !0 << 32;
+        self.write32(at, low);
+        if wide {
+            self.write32(at + 4, !0);
+            fixed = fixed & 0xffff_ffff | u64::from(self.read32(at + 4)) << 32;
+            self.write32(at + 4, high);
+        }
+        self.write16(COMMAND, command);
+        let first = u64::from(low & !15) | u64::from(high) << 32;
+        let len = fixed.wrapping_neg();
+        let end = first.checked_add(len).filter(|end| *end <= MAX_PHYS);
+        let sound = len.is_power_of_two() && first != 0 && first & (len - 1) == 0;
+        end.filter(|_| sound).map(|_| Window { first, len })
     }
 
     /// Maps `len` bytes at `offset` of a memory window; no device of ours has a megabyte of registers.
     pub fn registers(self, window: u8, offset: u32, len: u32) -> Option<Registers> {
-        if window > 5 || len == 0 || len > 1 << 20 {
+        if len == 0 || len > 1 << 20 {
             return None;
         }
-        let first = self.window(window)?.checked_add(u64::from(offset))?;
-        let end = first.checked_add(u64::from(len))?;
-        (end <= MAX_PHYS).then(|| Registers {
-            base: kspace::map_device(first, u64::from(len)),
+        let window = self.window(window)?;
+        let (offset, bytes) = (u64::from(offset), u64::from(len));
+        (offset + bytes <= window.len).then(|| Registers {
+            base: kspace::map_device(window.first + offset, bytes),
             len,
         })
+    }
+
+    /// It may not read or write memory any more.
+    pub fn leave_the_bus(self) {
+        self.write16(COMMAND, self.read16(COMMAND) & !MASTER);
     }
 
     /// Lets it answer and use the bus; its interrupts are messages from now on.

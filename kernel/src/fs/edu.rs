@@ -9,10 +9,11 @@
 //! | `_IO('e', 4)` | | lets go of it |
 //! | `_IOW('e', 5, struct dma)` | as 2, the address counted from the buffer's first byte | one transfer |
 //!
-//! `mmap` shows its registers, a megabyte of them: a shared mapping is the device itself (and can tell it to reach any memory, or,
+//! `mmap` shows its registers: a shared mapping is the device itself (and can tell it to reach any memory, or,
 //! with a number that it has not, to end QEMU), a private one copies a page at the first write. They take words of 4 bytes.
 //!
-//! `EFAULT` memory that cannot be pinned, `EINVAL` more than the device or the buffer has, `ENXIO` no buffer, `EBUSY` one already.
+//! `EFAULT` memory that cannot be pinned, `EINVAL` more than the device or the buffer has, `ENXIO` no buffer, `EBUSY` one already, `ENOMEM`
+//! a buffer beyond RLIMIT_MEMLOCK; `ETIMEDOUT` the device has not answered, and keeps the pages pinned for ever; `EIO` it is not used any more.
 #![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
@@ -23,10 +24,11 @@ use super::inode::{FileOps, Mappable};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
-use crate::dev::block::{Memory, PIECES};
-use crate::dev::edu::{BUFFER_LEN, Edu, WINDOW_LEN};
+use crate::dev::block::{Lent, Memory, PIECES};
+use crate::dev::edu::{BUFFER_LEN, Edu};
 use crate::sync::Mutex;
 use crate::task::current;
+use crate::task::locked::Account;
 use crate::task::space::can_wait;
 use mm::addr::USER_END;
 use mm::gup::{GupFlags, LongtermPin, PageSlot, PinnedPages, Read, Write};
@@ -45,7 +47,8 @@ type Pins = LongtermPin<X86, Write, Vec<PageSlot>>;
 struct Buffer {
     skip: u64,
     len: u64,
-    pins: Pins,
+    pins: Lent<Pins>,
+    _account: Account,
 }
 
 struct Device {
@@ -102,13 +105,17 @@ impl Device {
         if dma.to_device {
             let pins: PinnedPages<_, Read, _> =
                 pin_user_pages_fast(space, wait, dma.addr, none, slots)?;
-            let memory = Memory::to_drain(&pins, skip, dma.len).ok_or(Errno::EFAULT)?;
-            self.edu.transfer(dma.offset, &memory)?;
+            self.edu
+                .transfer(dma.offset, &mut Lent::new(pins), |pins| {
+                    Memory::to_drain(pins, skip, dma.len)
+                })?;
         } else {
             let pins: PinnedPages<_, Write, _> =
                 pin_user_pages_fast(space, wait, dma.addr, none, slots)?;
-            let memory = Memory::to_fill(&pins, skip, dma.len).ok_or(Errno::EFAULT)?;
-            self.edu.transfer(dma.offset, &memory)?;
+            self.edu
+                .transfer(dma.offset, &mut Lent::new(pins), |pins| {
+                    Memory::to_fill(pins, skip, dma.len)
+                })?;
         }
         Ok(0)
     }
@@ -127,6 +134,7 @@ impl Device {
         slots.try_reserve_exact(want).map_err(|_| Errno::ENOMEM)?;
         slots.resize(want, PageSlot::EMPTY);
         let space = current().space().ok_or(Errno::EFAULT)?;
+        let account = Account::charge(space, want as u64)?;
         let pins = pin_longterm(space, &mut can_wait(), addr, GupFlags::empty(), slots)?;
         if pins.len() < want {
             pins.unpin_clean();
@@ -135,25 +143,25 @@ impl Device {
         *buffer = Some(Buffer {
             skip: addr & (PAGE_SIZE - 1),
             len,
-            pins,
+            pins: Lent::new(pins),
+            _account: account,
         });
         Ok(0)
     }
 
     fn dma_registered(&self, dma: &Dma) -> SysResult {
-        let buffer = self.buffer.lock_killable()?;
-        let buffer = buffer.as_ref().ok_or(Errno::ENXIO)?;
+        let mut buffer = self.buffer.lock_killable()?;
+        let buffer = buffer.as_mut().ok_or(Errno::ENXIO)?;
         let end = dma.addr.checked_add(dma.len);
         if end.is_none_or(|end| end > buffer.len) {
             return Err(Errno::EINVAL);
         }
         let skip = buffer.skip + dma.addr;
-        let memory = match dma.to_device {
-            true => Memory::to_drain(&buffer.pins, skip, dma.len),
-            false => Memory::to_fill(&buffer.pins, skip, dma.len),
-        };
         self.edu
-            .transfer(dma.offset, &memory.ok_or(Errno::EFAULT)?)?;
+            .transfer(dma.offset, &mut buffer.pins, |pins| match dma.to_device {
+                true => Memory::to_drain(pins, skip, dma.len),
+                false => Memory::to_fill(pins, skip, dma.len),
+            })?;
         Ok(0)
     }
 }
@@ -164,8 +172,9 @@ impl FileOps for Device {
     }
 
     fn mmap_at(&self, _file: &File, offset: u64) -> Result<Mappable, Errno> {
-        let len = WINDOW_LEN.checked_sub(offset).ok_or(Errno::EINVAL)?;
-        let first = self.edu.window() + offset;
+        let window = self.edu.window();
+        let len = window.len.checked_sub(offset).ok_or(Errno::EINVAL)?;
+        let first = window.first + offset;
         Ok(Mappable::Raw { first, len })
     }
 

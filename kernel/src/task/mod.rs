@@ -18,6 +18,7 @@ pub mod dethread;
 pub mod exit;
 pub mod futex;
 pub mod init;
+pub mod locked;
 pub mod own;
 pub mod pidfd;
 pub mod pids;

@@ -176,14 +176,139 @@ static void registers(void) {
   CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, d, -(off_t)PG) == MAP_FAILED);
 }
 
-int main(void) {
+// A program plays with the mapped registers while requests are under way: each moves what it should, and ends; no page is let go of while
+// the device is at work.
+static volatile uint32_t *regs;
+enum { FACTORIAL_OF = 0x08 / 4, STATUS = 0x20 / 4, RAISE = 0x60 / 4, ACK = 0x64 / 4, FROM = 0x80 / 4, TO = 0x88 / 4, COUNT = 0x90 / 4, COMMAND = 0x98 / 4 };
+enum { GO = 1, INTERRUPTS = 4 };
+static atomic_int game;
+static void *plays(void *a) {
+  (void)a;
+  for (int g; (g = atomic_load(&game)) >= 0;) {
+    if (g == 0) regs[RAISE] = 0x101;       // interrupts that nobody waits for
+    else if (g == 1) regs[ACK] = 0x101;    // those that somebody waits for, taken
+    else regs[STATUS] = 0;                 // or not asked for
+  }
+  return 0;
+}
+static void all_is_well(void (*before)(void)) {
+  static char n;
+  char *from = pages(1, PROT_READ | PROT_WRITE), *to = pages(1, PROT_READ | PROT_WRITE);
+  memset(from, ++n, PG);
+  if (before) before();
+  CHECK(!put(from, 1000, 0) && !(regs[COMMAND] & GO) && pins_held() == 0);
+  if (before) before();
+  CHECK(!get(to, 1000, 0) && !(regs[COMMAND] & GO) && pins_held() == 0);
+  CHECK(!memcmp(from, to, 1000) && to[1000] == 0);
+  uint32_t v = 10;
+  CHECK(before || (!ioctl(d, FACTORIAL, &v) && v == 3628800));
+  CHECK(!munmap(from, PG) && !munmap(to, PG));
+}
+// Transfers of the program's own: the device reads the machine's memory, and tells of the end or does not.
+static void own(uint32_t how) {
+  regs[FROM] = MB;
+  regs[TO] = 0x40000 + 4000;
+  regs[COUNT] = 8;
+  regs[COMMAND] = GO | how;
+}
+static void own_told(void) { own(INTERRUPTS); }
+static void own_silent(void) { own(0); }
+// A computation of the program's own, of some seconds.
+static void busy(void) {
+  regs[STATUS] = 0;
+  regs[FACTORIAL_OF] = 1000000000;
+  uint32_t v = 5;
+  CHECK(!ioctl(d, FACTORIAL, &v) && v == 120);
+}
+static void games(void) {
+  regs = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+  CHECK(regs != MAP_FAILED);
+  all_is_well(own_told);
+  all_is_well(own_silent);
+  busy();
+  pthread_t t;
+  CHECK(!pthread_create(&t, 0, plays, 0));
+  for (int g = 0; g < 3; g++) {
+    atomic_store(&game, g);
+    for (int i = 0; i < 3; i++) all_is_well(0);
+  }
+  atomic_store(&game, -1);
+  pthread_join(t, 0);
+}
+
+// A device that never ends is given up: what it was lent stays pinned for ever, and nobody waits for it any more (disk_timeout=1).
+static atomic_int rounds;
+static void *starts_again(void *a) {
+  int r = atomic_load(&rounds);
+  while (!(regs[COMMAND] & GO) && atomic_load(&rounds) == r);
+  while (atomic_load(&rounds) == r) regs[COMMAND] = GO;
+  return a;
+}
+static void stuck(int lasting) {
+  regs = mmap(0, MB, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+  CHECK(regs != MAP_FAILED);
+  char *p = pages(1, PROT_READ | PROT_WRITE);
+  memset(p, 1, PG);
+  if (lasting) CHECK(!hold(p, PG));
+  int failed;
+  do { // until nobody sees the device between two transfers
+    pthread_t t[2];
+    CHECK(!put(p, 100, 0));
+    for (int i = 0; i < 2; i++) CHECK(!pthread_create(&t[i], 0, starts_again, 0));
+    errno = 0;
+    failed = lasting ? run(DMA_REGISTERED, 0, 100, 0, 1) : put(p, 100, 0);
+    CHECK(!failed || errno == ETIMEDOUT);
+    atomic_fetch_add(&rounds, 1);
+    for (int i = 0; i < 2; i++) pthread_join(t[i], 0);
+  } while (!failed);
+  CHECK(pins_held() == 1);
+  CHECK(put(p, 16, 0) == -1 && errno == EIO && pins_held() == 1);
+  uint32_t v = 3;
+  CHECK(ioctl(d, FACTORIAL, &v) == -1 && errno == EIO);
+  if (lasting) {
+    CHECK(run(DMA_REGISTERED, 0, 100, 0, 1) == -1 && errno == EIO);
+    CHECK(!ioctl(d, UNREGISTER) && !hold(p, PG) && !ioctl(d, UNREGISTER));
+  }
+  CHECK(!munmap(p, PG) && !close(d) && pins_held() == 1);
+}
+
+// Registered buffers count as memory that their user has locked.
+static void limited(void) {
+  int other = open("/dev/edu", O_RDWR);
+  CHECK(other >= 0);
+  pid_t c = fork();
+  if (!c) {
+    struct rlimit two = {2 * PG, 2 * PG};
+    CHECK(!setrlimit(RLIMIT_MEMLOCK, &two) && !setuid(1000));
+    char *p = pages(3, PROT_READ | PROT_WRITE);
+    CHECK(hold(p, 3 * PG) == -1 && errno == ENOMEM && pins_held() == 0);
+    CHECK(hold(p + 1, 2 * PG) == -1 && errno == ENOMEM);
+    CHECK(!hold(p, 2 * PG) && pins_held() == 2 && kib("/proc/self/status", "VmPin:") == 8);
+    struct buffer b = {(uint64_t)p, PG};
+    CHECK(ioctl(other, REGISTER, &b) == -1 && errno == ENOMEM);
+    CHECK(!ioctl(d, UNREGISTER) && !ioctl(other, REGISTER, &b) && kib("/proc/self/status", "VmPin:") == 4);
+    CHECK(!ioctl(other, UNREGISTER));
+    _exit(0);
+  }
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && st == 0 && !close(other));
+}
+
+int main(int argc, char **argv) {
   d = open("/dev/edu", O_RDWR);
   CHECK(d >= 0);
+  if (argc > 1) {
+    stuck(!strcmp(argv[1], "stuck_buffer"));
+    say("ok\n");
+    return 0;
+  }
   factorials();
   refused();
   registers();
+  games();
   forks();
   registered();
+  limited();
   char *p = pages(2, PROT_READ | PROT_WRITE);
   CHECK(!put(p + 1, 4089, 6) && !get(p + PG - 3, 4089, 6) && pins_held() == 0);
   say("ok\n");

@@ -3,15 +3,14 @@
 //! Requests reach the pages that were pinned, whatever the program maps at those addresses by then. A request keeps
 //! its buffer by a reference, so unregistering does not take pages from under it.
 
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use spin::Mutex as Spin;
 
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::get_user;
 use crate::fs::IoBuf;
-use crate::task::process::RLIMIT_MEMLOCK;
+use crate::task::locked::Account;
 use crate::task::space::can_wait;
 use crate::task::{Space, current};
 use mm::gup::{GupFlags, LongtermPin, PageSlot, Write, pin_longterm};
@@ -21,66 +20,6 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// Most buffers of a ring, and most bytes of one.
 const MOST: u32 = 1 << 14;
 const LARGEST: u64 = 1 << 30;
-const CAP_IPC_LOCK: u32 = 14;
-
-/// Pages that a user's rings have pinned, by user: what RLIMIT_MEMLOCK limits.
-static LOCKED: Spin<Vec<(u32, u64)>> = Spin::new(Vec::new());
-
-/// A share of it, and of the process's VmPin.
-struct Account {
-    uid: Option<u32>,
-    space: Weak<Space>,
-    pages: u64,
-}
-
-impl Account {
-    /// ENOMEM over the limit; CAP_IPC_LOCK knows none.
-    fn charge(space: &Arc<Space>, pages: u64) -> Result<Account, Errno> {
-        let process = &current().process;
-        let creds = process.creds();
-        let uid = (!creds.capable(CAP_IPC_LOCK)).then_some(creds.uid);
-        if let Some(uid) = uid {
-            let limit = process.limit(RLIMIT_MEMLOCK).soft / PAGE_SIZE;
-            let mut locked = LOCKED.lock();
-            let entry = match locked.iter().position(|(user, _)| *user == uid) {
-                Some(i) => i,
-                None => {
-                    locked.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-                    locked.push((uid, 0));
-                    locked.len() - 1
-                }
-            };
-            let entry = &mut locked[entry].1;
-            *entry = entry
-                .checked_add(pages)
-                .filter(|all| *all <= limit)
-                .ok_or(Errno::ENOMEM)?;
-        }
-        space.count_pinned(pages as i64);
-        Ok(Account {
-            uid,
-            space: Arc::downgrade(space),
-            pages,
-        })
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        if let Some(space) = self.space.upgrade() {
-            space.count_pinned(-(self.pages as i64));
-        }
-        let Some(uid) = self.uid else { return };
-        let mut locked = LOCKED.lock();
-        if let Some((_, pages)) = locked.iter_mut().find(|(user, _)| *user == uid) {
-            *pages -= self.pages;
-        }
-        locked.retain(|(_, pages)| *pages != 0);
-        if locked.is_empty() {
-            *locked = Vec::new();
-        }
-    }
-}
 
 /// One of them.
 pub struct Buffer {
