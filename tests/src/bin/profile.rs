@@ -6,7 +6,8 @@
 //!
 //!   --kernel ELF   not the release build        --smp N       CPUs, which take turns
 //!   --least N      the least that is shown      --atomics 1   atomic read-modify-writes alone
-//!   --per N        divides a whole run's counts
+//!   --per N        divides a run's counts
+//!   --mark NAME    counts between two calls of that function of PROGRAM   --qemu ARG   an argument for QEMU
 //! ```
 //!
 //! The machine runs with counted instructions, and QEMU writes down each translation block of the kernel's text that it
@@ -159,6 +160,14 @@ fn symbols(kernel: &Path) -> Result<Vec<(u64, String)>> {
     Ok(symbols.collect())
 }
 
+/// Where a function of a program is.
+fn address(program: &Path, name: &str) -> Result<u64> {
+    symbols(program)?
+        .into_iter()
+        .find_map(|(address, symbol)| (symbol == name).then_some(address))
+        .ok_or(format!("{}: no {name}", program.display()))
+}
+
 /// A demangled name without its hash and its type parameters' length.
 fn short(name: &str) -> String {
     let name = match name.rsplit_once("::h") {
@@ -176,6 +185,8 @@ struct Options {
     smp: u32,
     atomics: bool,
     per: i64,
+    mark: Option<String>,
+    qemu: Vec<String>,
 }
 
 /// Runs the machine; what it executed between two visits of `mark`, and what the program printed.
@@ -245,6 +256,7 @@ fn run(
     config
         .qemu_args
         .extend(["-smp".into(), options.smp.to_string()]);
+    config.qemu_args.extend(options.qemu.iter().cloned());
     let outcome = launcher::run(&config).map_err(|error| error.0);
     drop(keep);
     let _ = std::fs::remove_file(&fifo);
@@ -385,6 +397,8 @@ fn work() -> Result<()> {
         smp: 1,
         atomics: false,
         per: 1,
+        mark: None,
+        qemu: Vec::new(),
     };
     while let Some(option) = words.next_if(|word| word.starts_with("--")) {
         let value = words.next().ok_or(format!("{option} needs a value"))?;
@@ -394,6 +408,8 @@ fn work() -> Result<()> {
             "--least" => options.least = value.parse().map_err(|_| wrong(()))?,
             "--smp" => options.smp = value.parse().map_err(|_| wrong(()))?,
             "--atomics" => options.atomics = value.parse::<u8>().map_err(|_| wrong(()))? != 0,
+            "--mark" => options.mark = Some(value),
+            "--qemu" => options.qemu.push(value),
             "--per" => options.per = value.parse().map_err(|_| wrong(()))?,
             _ => return Err(format!("unknown option {option}")),
         }
@@ -406,7 +422,12 @@ fn work() -> Result<()> {
         options.kernel = kernel()?;
     }
     if Path::new(&program).is_file() {
-        let (counts, printed) = run(&options, Path::new(&program), &arguments, None)?;
+        let program = Path::new(&program);
+        let mark = match &options.mark {
+            Some(name) => Some(address(program, name)?),
+            None => None,
+        };
+        let (counts, printed) = run(&options, program, &arguments, mark)?;
         print!("{printed}");
         return table(&options, &counts, options.per, None);
     }
@@ -424,10 +445,7 @@ fn work() -> Result<()> {
             .arg(&rows)
             .arg(source),
     )?;
-    let (mark, _) = symbols(&rows)?
-        .into_iter()
-        .find(|(_, name)| name == "ticks")
-        .ok_or("rows has no clock")?;
+    let mark = address(&rows, "ticks")?;
     let (counts, printed) = run(
         &options,
         &rows,
