@@ -3,10 +3,9 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::marker::PhantomData;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
 use mm::object::cache::{Dirty, Unfilled, WINDOW};
-use mm::{Errno, PAGE_SIZE, Pfn};
+use mm::{Errno, PAGE_SHIFT, PAGE_SIZE};
 use spin::Mutex as Spin;
 
 use super::flight::{self, Request};
@@ -15,12 +14,12 @@ use crate::memory::{direct, frames};
 
 /// What disks count in.
 pub const SECTOR: u64 = 512;
-/// Pieces of memory in one transfer.
+/// Pages of memory in one transfer, and so its pieces at most.
 pub const PIECES: usize = 64;
 const _: () = assert!(WINDOW <= PIECES);
 
 /// Bytes of memory in a row, by physical address.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
     pub pa: u64,
     pub len: u32,
@@ -35,54 +34,70 @@ pub enum Way {
     Drain,
 }
 
+/// Frames that somebody keeps in their place, in the order in which they are used.
+#[derive(Clone, Copy)]
+enum Frames<'a> {
+    Pinned(&'a [PageSlot]),
+    Unfilled(&'a Unfilled),
+    Dirty(&'a Dirty<X86>),
+    /// In a row.
+    Row(&'a Bounce),
+}
+
+impl Frames<'_> {
+    /// The address of frame `n`.
+    fn pa(&self, n: usize) -> Option<u64> {
+        let pfn = match self {
+            Frames::Pinned(pages) => pages.get(n)?.pfn(),
+            Frames::Unfilled(frames) => frames.pfn(n)?,
+            Frames::Dirty(pages) => pages.pfn(n)?,
+            Frames::Row(bounce) => return Some(bounce.0 + n as u64 * PAGE_SIZE),
+        };
+        Some(pfn.0 << PAGE_SHIFT)
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Frames::Pinned(pages) => pages.len(),
+            Frames::Unfilled(frames) => frames.pfns().count(),
+            Frames::Dirty(pages) => pages.pfns().count(),
+            Frames::Row(_) => Bounce::LEN / PAGE_SIZE as usize,
+        }
+    }
+}
+
 /// Memory that a device may use for as long as this lives: it borrows what keeps the memory in its place. Only what may
-/// be written can be filled.
+/// be written can be filled. At most [`PIECES`] pages.
+#[derive(Clone, Copy)]
 pub struct Memory<'a> {
-    pieces: [Piece; PIECES],
-    used: usize,
+    frames: Frames<'a>,
+    /// Bytes of the frames: those before it, and those from there on.
+    skip: u64,
+    len: u64,
     way: Way,
-    _keeper: PhantomData<&'a ()>,
 }
 
 impl<'a> Memory<'a> {
-    fn new(way: Way) -> Self {
-        Memory {
-            pieces: [Piece::default(); PIECES],
-            used: 0,
+    fn new(way: Way, frames: Frames<'a>, skip: u64, len: u64) -> Option<Self> {
+        let end = skip.checked_add(len)?;
+        let pages = end.div_ceil(PAGE_SIZE) - skip / PAGE_SIZE;
+        let there = end <= frames.count() as u64 * PAGE_SIZE && pages <= PIECES as u64;
+        there.then_some(Memory {
+            frames,
+            skip,
+            len,
             way,
-            _keeper: PhantomData,
-        }
-    }
-
-    /// Adds bytes; those that follow the last ones make its piece longer. `None`: no room.
-    fn push(&mut self, pa: u64, len: u64) -> Option<()> {
-        if let Some(last) = self.pieces[..self.used].last_mut()
-            && last.pa + u64::from(last.len) == pa
-        {
-            last.len += len as u32;
-            return Some(());
-        }
-        *self.pieces.get_mut(self.used)? = Piece {
-            pa,
-            len: len as u32,
-        };
-        self.used += 1;
-        Some(())
-    }
-
-    /// Whoever calls this keeps the pages pinned for as long as the memory is used.
-    pub(super) fn of_pages(way: Way, pages: &[PageSlot], skip: u64, len: u64) -> Option<Self> {
-        Memory::of_frames(way, pages.iter().map(|page| page.pfn()), skip, len)
+        })
     }
 
     /// `len` bytes of pinned pages, after the first `skip`, to be written by the device. `None`: they do not hold
-    /// that many, or lie in too many pieces.
+    /// that many, or these lie in too many pages.
     pub fn to_fill<S: Slots>(
         pins: &'a PinnedPages<X86, Write, S>,
         skip: u64,
         len: u64,
     ) -> Option<Self> {
-        Memory::of_pages(Way::Fill, pins.pages(), skip, len)
+        Memory::new(Way::Fill, Frames::Pinned(pins.pages()), skip, len)
     }
 
     /// The same, to be read by the device.
@@ -91,63 +106,63 @@ impl<'a> Memory<'a> {
         skip: u64,
         len: u64,
     ) -> Option<Self> {
-        Memory::of_pages(Way::Drain, pins.pages(), skip, len)
+        Memory::new(Way::Drain, Frames::Pinned(pins.pages()), skip, len)
     }
 
     /// `len` bytes, after the first `skip`, of frames that are about to enter the page cache, to be written by the device.
     /// `None`: they do not hold that many.
     pub fn of_unfilled(frames: &'a Unfilled, skip: u64, len: u64) -> Option<Self> {
-        Memory::of_frames(Way::Fill, frames.pfns(), skip, len)
+        Memory::new(Way::Fill, Frames::Unfilled(frames), skip, len)
     }
 
     /// The same of pages that are written back, to be read by the device.
     pub fn of_dirty(pages: &'a Dirty<X86>, skip: u64, len: u64) -> Option<Self> {
-        Memory::of_frames(Way::Drain, pages.pfns(), skip, len)
-    }
-
-    /// Whoever calls this keeps the frames for as long as the memory is used.
-    fn of_frames(way: Way, frames: impl Iterator<Item = Pfn>, skip: u64, len: u64) -> Option<Self> {
-        let mut memory = Memory::new(way);
-        let (mut at, mut left) = (skip % PAGE_SIZE, len);
-        for pfn in frames.skip((skip / PAGE_SIZE) as usize) {
-            let n = left.min(PAGE_SIZE - at);
-            if n == 0 {
-                break;
-            }
-            memory.push((pfn.0 << 12) + at, n)?;
-            (at, left) = (0, left - n);
-        }
-        (left == 0).then_some(memory)
-    }
-
-    /// `len` of its bytes, after the first `skip`. `None`: there are not that many.
-    pub fn part(&self, skip: u64, len: u64) -> Option<Self> {
-        let mut part = Memory::new(self.way);
-        let (mut skip, mut left) = (skip, len);
-        for piece in self.pieces() {
-            let n = u64::from(piece.len).saturating_sub(skip).min(left);
-            if n > 0 {
-                part.push(piece.pa + skip, n)?;
-            }
-            skip = skip.saturating_sub(u64::from(piece.len));
-            left -= n;
-        }
-        (left == 0).then_some(part)
+        Memory::new(Way::Drain, Frames::Dirty(pages), skip, len)
     }
 
     /// The first `len` bytes of the kernel's own.
     pub fn of_bounce(bounce: &'a mut Bounce, way: Way, len: usize) -> Self {
-        let mut memory = Memory::new(way);
-        let _ = memory.push(bounce.0, len.min(Bounce::LEN) as u64);
-        memory
+        Memory {
+            frames: Frames::Row(bounce),
+            skip: 0,
+            len: len.min(Bounce::LEN) as u64,
+            way,
+        }
     }
 
-    pub fn pieces(&self) -> &[Piece] {
-        &self.pieces[..self.used]
+    /// `len` of its bytes, after the first `skip`. `None`: there are not that many.
+    pub fn part(&self, skip: u64, len: u64) -> Option<Self> {
+        let there = skip.checked_add(len)? <= self.len;
+        there.then_some(Memory {
+            skip: self.skip + skip,
+            len,
+            ..*self
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.len
     }
 
     pub fn way(&self) -> Way {
         self.way
+    }
+
+    /// Where its bytes are: as few pieces as there can be.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let (frames, mut at, end) = (self.frames, self.skip, self.skip + self.len);
+        core::iter::from_fn(move || {
+            let start = (at < end).then_some(at)?;
+            let pa = frames.pa((at / PAGE_SIZE) as usize)? + at % PAGE_SIZE;
+            loop {
+                at = end.min((at / PAGE_SIZE + 1) * PAGE_SIZE);
+                let next = || frames.pa((at / PAGE_SIZE) as usize);
+                if at == end || next() != Some(pa + (at - start)) {
+                    let len = (at - start) as u32;
+                    return Some(Piece { pa, len });
+                }
+            }
+        })
     }
 }
 

@@ -156,31 +156,31 @@ impl Edu {
     ) -> Result<(), Errno> {
         let mut alive = self.turn()?;
         let memory = of(lent.get().ok_or(Errno::EIO)?).ok_or(Errno::EFAULT)?;
-        let len: u64 = memory.pieces().iter().map(|p| u64::from(p.len)).sum();
-        if offset.checked_add(len).is_none_or(|end| end > BUFFER_LEN) {
+        if offset
+            .checked_add(memory.bytes())
+            .is_none_or(|end| end > BUFFER_LEN)
+        {
             return Err(Errno::EINVAL);
         }
         let mut at = BUFFER + offset;
-        for piece in memory.pieces() {
+        let done = memory.pieces().try_for_each(|piece| {
             let (from, to, way) = match memory.way() {
                 Way::Fill => (at, piece.pa, DMA_TO_MEMORY),
                 Way::Drain => (piece.pa, at, 0),
             };
+            at += u64::from(piece.len);
             let order = Order {
                 from,
                 to,
                 len: piece.len,
                 command: DMA_INTERRUPTS | way,
             };
-            if let Err(why) = self.obey(&order, &mut alive) {
-                if !*alive {
-                    lent.lose();
-                }
-                return Err(why);
-            }
-            at += u64::from(piece.len);
+            self.obey(&order, &mut alive)
+        });
+        if done.is_err() && !*alive {
+            lent.lose();
         }
-        Ok(())
+        done
     }
 
     /// Gives an order, until it has been carried out. If that ends the device it has not said that it is done with the memory.

@@ -14,7 +14,7 @@ use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
 use spin::Once;
 
-use super::block::{self, Disk, Memory, SECTOR, Way};
+use super::block::{self, Disk, Memory, SECTOR};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
@@ -26,20 +26,26 @@ use crate::task::{Sleep, WaitQueue};
 pub type Own = Vec<PageSlot>;
 
 /// What keeps the memory in its place.
-#[expect(
-    dead_code,
-    reason = "pins are held, not read: they end when they are dropped"
-)]
 enum Keeper {
     Fill(PinnedPages<X86, Write, Own>),
     /// And the cache of what is overwritten.
     Drain(PinnedPages<X86, Read, Own>, Arc<Object>),
 }
 
+impl Keeper {
+    fn memory(&self, skip: u64, len: u64) -> Option<Memory<'_>> {
+        match self {
+            Keeper::Fill(pins) => Memory::to_fill(pins, skip, len),
+            Keeper::Drain(pins, _) => Memory::to_drain(pins, skip, len),
+        }
+    }
+}
+
 /// One transfer.
 pub struct Request {
     pub sector: u64,
-    memory: Memory<'static>,
+    /// Bytes of the pinned pages: those before it, and those that are moved.
+    skip: u64,
     len: u64,
     keeper: Keeper,
     job: Arc<Job>,
@@ -48,23 +54,18 @@ pub struct Request {
 }
 
 impl Request {
-    fn new(
-        job: &Arc<Job>,
-        sector: u64,
-        memory: Memory<'static>,
-        len: u64,
-        keeper: Keeper,
-    ) -> Box<Request> {
+    fn new(job: &Arc<Job>, sector: u64, skip: u64, len: u64, keeper: Keeper) -> Option<Box<Self>> {
+        keeper.memory(skip, len)?;
         job.parts.fetch_add(1, Ordering::Relaxed);
-        Box::new(Request {
+        Some(Box::new(Request {
             sector,
-            memory,
+            skip,
             len,
             keeper,
             job: job.clone(),
             result: Err(Errno::EIO),
             next: None,
-        })
+        }))
     }
 
     /// A part of `job` that fills `len` bytes of pinned pages, after the first `skip`. `None`: they do not hold that many.
@@ -75,8 +76,7 @@ impl Request {
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        let memory = Memory::of_pages(Way::Fill, pins.pages(), skip, len)?;
-        Some(Request::new(job, sector, memory, len, Keeper::Fill(pins)))
+        Request::new(job, sector, skip, len, Keeper::Fill(pins))
     }
 
     /// The same, to be read by the device; whose cache forgets what is overwritten, also by one that failed.
@@ -88,18 +88,13 @@ impl Request {
         len: u64,
         cache: Arc<Object>,
     ) -> Option<Box<Request>> {
-        let memory = Memory::of_pages(Way::Drain, pins.pages(), skip, len)?;
-        Some(Request::new(
-            job,
-            sector,
-            memory,
-            len,
-            Keeper::Drain(pins, cache),
-        ))
+        Request::new(job, sector, skip, len, Keeper::Drain(pins, cache))
     }
 
-    pub fn memory(&self) -> &Memory<'static> {
-        &self.memory
+    pub fn memory(&self) -> Memory<'_> {
+        self.keeper
+            .memory(self.skip, self.len)
+            .expect("it was there when the request was made")
     }
 
     /// What came of it.
@@ -108,7 +103,7 @@ impl Request {
     }
 
     /// Lets go of the memory, then tells the job. Where one may sleep.
-    fn end(self: Box<Self>) {
+    fn end(self) {
         let Request {
             sector,
             keeper,
@@ -116,7 +111,7 @@ impl Request {
             result,
             len,
             ..
-        } = *self;
+        } = self;
         if let Keeper::Drain(_, cache) = &keeper {
             let (first, end) = (sector * SECTOR, sector * SECTOR + len);
             blockdev::changed(cache, first..end);
@@ -181,7 +176,7 @@ impl Job {
 /// Begins it, or, where the driver cannot, does it.
 pub fn begin(disk: &dyn Disk, request: Box<Request>) {
     if let Err(mut request) = disk.begin(request) {
-        let result = disk.transfer(request.sector, request.memory());
+        let result = disk.transfer(request.sector, &request.memory());
         request.answer(result);
         request.end();
     }

@@ -4,8 +4,8 @@
 //! the device, then *done*: the interrupt handler makes it done and wakes its thread, which takes the status and frees it. Its part of
 //! `lists` says where the second and later pages of its command are.
 //!
-//! Of a command's pages only the first may begin and only the last may end inside a page; memory in other pieces, or more than the
-//! device moves at once (MDTS), takes several commands, one after the other.
+//! Of a command's pages only the first may begin and only the last may end inside a page, and so it is with memory. More than the device
+//! moves at once (MDTS) takes several commands, one after the other.
 //!
 //! A device that does not answer in time is disabled. When it says that it is not ready any more, it has forgotten its queues and touches no
 //! memory: its requests have failed, and so do all that come later. One that does not say so keeps the memory that it was
@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
 
-use super::block::{self, Bounce, Disk, Family, Memory, Piece, SECTOR, Way};
+use super::block::{self, Bounce, Disk, Family, Memory, SECTOR, Way};
 use super::irq::{self, Line};
 use super::pci::{Function, Registers};
 use crate::arch;
@@ -345,32 +345,25 @@ struct Gathered {
     len: u64,
 }
 
-/// Takes up to `most` bytes from the front of `pieces`, of the first of which `skip` bytes are gone: what one command can say.
-fn gather(pieces: &mut &[Piece], skip: &mut u64, most: u64) -> Gathered {
+/// Up to `most` bytes of `memory` from `at` on: what one command can say. Only its first page begins inside a page and only its last
+/// ends there, as with any memory.
+fn gather(memory: &Memory<'_>, at: u64, most: u64) -> Option<Gathered> {
     let mut g = Gathered {
         pages: [0; PAGES],
         used: 0,
         len: 0,
     };
-    let mut end = 0;
-    while let Some(piece) = pieces.first() {
-        let pa = piece.pa + *skip;
-        let inside = g.used > 0 && !(pa | end).is_multiple_of(PAGE_SIZE);
-        if inside || g.used == PAGES || g.len == most {
-            break;
-        }
-        let left = u64::from(piece.len) - *skip;
-        let n = left.min(PAGE_SIZE - pa % PAGE_SIZE).min(most - g.len);
-        g.pages[g.used] = pa;
-        g.used += 1;
-        g.len += n;
-        end = pa + n;
-        *skip += n;
-        if n == left {
-            (*pieces, *skip) = (&pieces[1..], 0);
+    for piece in memory.part(at, most.min(memory.bytes() - at))?.pieces() {
+        let (mut pa, end) = (piece.pa, piece.pa + u64::from(piece.len));
+        while pa < end && g.used < PAGES {
+            let n = (end - pa).min(PAGE_SIZE - pa % PAGE_SIZE);
+            g.pages[g.used] = pa;
+            g.used += 1;
+            g.len += n;
+            pa += n;
         }
     }
-    g
+    Some(g)
 }
 
 struct Controller {
@@ -446,7 +439,8 @@ fn bring_up(function: Function, control: &'static Control, stride: u32) -> Optio
             ..Command::default()
         };
         let memory = Memory::of_bounce(&mut bounce, Way::Fill, 4096);
-        admin.request(command, &[memory.pieces()[0].pa]).ok()?;
+        let page = memory.pieces().next()?.pa;
+        admin.request(command, &[page]).ok()?;
         bounce.bytes()[..4096].try_into().ok()
     };
     let about = identify(CONTROLLER, 0)?;
@@ -576,16 +570,17 @@ impl Disk for Nvme {
             Way::Fill => READ,
             Way::Drain => WRITE,
         };
-        let (mut pieces, mut skip, mut sector) = (memory.pieces(), 0, sector);
-        while !pieces.is_empty() {
-            let part = gather(&mut pieces, &mut skip, self.controller.most);
+        let mut done = 0;
+        while done < memory.bytes() {
+            let part = gather(memory, done, self.controller.most).ok_or(Errno::EINVAL)?;
             let block = u64::from(self.block);
             if part.len == 0 || !part.len.is_multiple_of(block) {
                 return Err(Errno::EINVAL);
             }
-            let command = self.command(opcode, sector, (part.len / block) as u32 - 1);
+            let at = sector + done / SECTOR;
+            let command = self.command(opcode, at, (part.len / block) as u32 - 1);
             self.request(command, &part.pages[..part.used])?;
-            sector += part.len / SECTOR;
+            done += part.len;
         }
         Ok(())
     }
@@ -617,7 +612,8 @@ impl Disk for Nvme {
                 words: [0, DEALLOCATE, 0, 0, 0, 0], // one range
                 ..Command::default()
             };
-            self.request(command, &[range.pieces()[0].pa])?;
+            let page = range.pieces().next().ok_or(Errno::EIO)?.pa;
+            self.request(command, &[page])?;
             at += n;
         }
         Ok(())

@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering, fence};
 
 use mm::Errno;
 
-use super::block::{Piece, Way};
+use super::block::{Memory, Way};
 use super::flight::{self, Request};
 use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
@@ -343,12 +343,12 @@ impl Queue {
         unsafe { &*(direct(self.ring + offset) as *const AtomicU16) }
     }
 
-    /// A request of `header`, then `pieces`, which the device writes if `fills`; returns its status byte when it is done, or
-    /// none if the device will never be. The caller keeps the memory where it is until then. At most [`MOST`] pieces.
-    pub fn request(&self, header: &[u64; 2], pieces: &[Piece], fills: bool) -> Option<u8> {
+    /// A request of `header` and `memory`; returns its status byte when it is done, or none if the device will never be. The
+    /// caller keeps the memory where it is until then.
+    pub fn request(&self, header: &[u64; 2], memory: Option<&Memory<'_>>) -> Option<u8> {
         let i = self.take_slot()?;
         let slot = &self.slots[i];
-        let count = self.fill(slot, header, pieces, fills);
+        let count = self.fill(slot, header, memory);
         self.put(i, count);
         let pending = || slot.state.load(Ordering::Acquire) != DONE;
         let wait = |deadline| {
@@ -374,9 +374,7 @@ impl Queue {
             request.answer(Err(Errno::EIO));
             return flight::done(request);
         };
-        let memory = request.memory();
-        let fills = memory.way() == Way::Fill;
-        let count = self.fill(&self.slots[i], header, memory.pieces(), fills);
+        let count = self.fill(&self.slots[i], header, Some(&request.memory()));
         let deadline = now_ns() + self.patience;
         self.inner.lock().flying[i] = Some(Flight {
             request,
@@ -429,31 +427,39 @@ impl Queue {
     }
 
     /// Writes a request into its slot's page; how many descriptors it has.
-    fn fill(&self, slot: &Slot, header: &[u64; 2], pieces: &[Piece], fills: bool) -> usize {
-        assert!(pieces.len() <= MOST);
-        let last = pieces.len() + 1;
-        let data = if fills { WRITES } else { 0 };
-        let desc = |n: usize| match n {
-            0 => (slot.page, 16, 0),
-            n if n == last => (slot.page + STATUS_AT, 1, WRITES),
-            n => (pieces[n - 1].pa, pieces[n - 1].len, data),
+    fn fill(&self, slot: &Slot, header: &[u64; 2], memory: Option<&Memory<'_>>) -> usize {
+        let mut used = 0;
+        let mut put = |pa, len, flags| {
+            assert!(used <= MOST + 1);
+            let next = used as u16 + 1;
+            let desc = Desc {
+                pa,
+                len,
+                flags,
+                next,
+            };
+            // SAFETY: the slot's own page, taken by this thread, not yet the device's; inside it by the line above.
+            unsafe {
+                (direct(slot.page + TABLE_AT) as *mut Desc)
+                    .add(used)
+                    .write_volatile(desc)
+            };
+            used += 1;
         };
-        // SAFETY: the slot's own page, taken by this thread, not yet the device's; `MOST` keeps the table inside.
+        put(slot.page, 16, NEXT);
+        if let Some(memory) = memory {
+            let writes = if memory.way() == Way::Fill { WRITES } else { 0 };
+            for piece in memory.pieces() {
+                put(piece.pa, piece.len, writes | NEXT);
+            }
+        }
+        put(slot.page + STATUS_AT, 1, WRITES);
+        // SAFETY: as above.
         unsafe {
             (direct(slot.page) as *mut [u64; 2]).write_volatile(*header);
             (direct(slot.page + STATUS_AT) as *mut u8).write_volatile(UNWRITTEN);
-            let table = direct(slot.page + TABLE_AT) as *mut Desc;
-            for n in 0..=last {
-                let (pa, len, flags) = desc(n);
-                table.add(n).write_volatile(Desc {
-                    pa,
-                    len,
-                    flags: if n < last { flags | NEXT } else { flags },
-                    next: n as u16 + 1,
-                });
-            }
         }
-        last + 1
+        used
     }
 
     /// Hands slot `i`, whose table has `count` descriptors, to the device.

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
-use super::block::{self, Disk, Family, Memory, PIECES, Piece, SECTOR, Way};
+use super::block::{self, Disk, Family, Memory, PIECES, SECTOR, Way};
 use super::flight::Request;
 use super::pci::Function;
 use super::virtio::{self, Queue, Transport};
@@ -105,8 +105,8 @@ impl Blk {
         self.queues[arch::cpu_id() % self.queues.len()]
     }
 
-    fn request(&self, kind: u64, sector: u64, pieces: &[Piece], fills: bool) -> Result<(), Errno> {
-        let status = self.queue().request(&[kind, sector], pieces, fills);
+    fn request(&self, kind: u64, sector: u64, memory: Option<&Memory<'_>>) -> Result<(), Errno> {
+        let status = self.queue().request(&[kind, sector], memory);
         status.map_or(Err(Errno::EIO), judge)
     }
 }
@@ -144,8 +144,7 @@ impl Disk for Blk {
     }
 
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno> {
-        let (kind, fills) = (kind(memory.way()), memory.way() == Way::Fill);
-        self.request(kind, sector, memory.pieces(), fills)
+        self.request(kind(memory.way()), sector, Some(memory))
     }
 
     fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
@@ -162,7 +161,7 @@ impl Disk for Blk {
 
     fn flush(&self) -> Result<(), Errno> {
         match self.features & FLUSH != 0 {
-            true => self.request(FLUSH_OUT, 0, &[], false),
+            true => self.request(FLUSH_OUT, 0, None),
             // Without it, what is done is written.
             false => Ok(()),
         }
@@ -179,7 +178,7 @@ impl Disk for Blk {
             bounce.bytes()[..8].copy_from_slice(&sector.to_le_bytes());
             bounce.bytes()[8..16].copy_from_slice(&n.to_le_bytes());
             let range = Memory::of_bounce(&mut bounce, Way::Drain, 16);
-            self.request(DISCARD_OUT, 0, range.pieces(), false)?;
+            self.request(DISCARD_OUT, 0, Some(&range))?;
             sector += n;
         }
         Ok(())

@@ -124,6 +124,11 @@ impl<H: Hw> Dirty<H> {
         self.pages.iter().flatten().map(|page| page.pfn())
     }
 
+    /// That of page `n`.
+    pub fn pfn(&self, n: usize) -> Option<Pfn> {
+        Some(self.pages.get(n)?.as_ref()?.pfn())
+    }
+
     /// How many bytes.
     pub fn bytes(&self) -> u64 {
         self.pfns().count() as u64 * PAGE_SIZE
@@ -158,6 +163,11 @@ impl Unfilled {
     /// Which, in the order of their pages.
     pub fn pfns(&self) -> impl Iterator<Item = Pfn> {
         self.frames.iter().flatten().map(Frame::pfn)
+    }
+
+    /// That of page `n`.
+    pub fn pfn(&self, n: usize) -> Option<Pfn> {
+        Some(self.frames.get(n)?.as_ref()?.pfn())
     }
 
     /// Zeroes `len` bytes after the first `skip`, as far as there are frames.
