@@ -2,7 +2,7 @@
 
 use crate::machines::{Verdict, ensure, exec, find, frames};
 use crate::{build, guest_dir, runner};
-use launcher::Outcome;
+use launcher::{Config, Outcome};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -363,13 +363,14 @@ pub fn a_disk_larger_than_memory() -> Verdict {
     cached(2, &["small", "/dev/vda"], Some("64M"))
 }
 
+const EDU: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffffffff"];
+
 fn edu(kernel: PathBuf, args: &[&str], words: &str) -> Result<Outcome, String> {
     exec(find("edu"), args, |config| {
         config.kernel = kernel;
         config.smp = 4;
         config.cmdline = words.into();
-        let device = ["-device", "edu,dma_mask=0xffffffffffffffff"];
-        config.qemu_args = device.map(String::from).to_vec();
+        config.qemu_args = EDU.map(String::from).to_vec();
     })
 }
 
@@ -395,4 +396,28 @@ pub fn edu_is_seen_when_bug_5_is_planted() -> Verdict {
     let outcome = edu(build::test_kernel()?, &[], "bug=5")?;
     let seen = outcome.status == 1 && outcome.stdout.starts_with(b"FAILED ");
     ensure(seen, "planted and not seen", &outcome)
+}
+
+fn devmem(args: &[&str], change: impl FnOnce(&mut Config)) -> Verdict {
+    let outcome = exec(find("devmem"), args, |config| {
+        config.cmdline = "leakcheck".into();
+        config.qemu_args = EDU.map(String::from).to_vec();
+        change(config);
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+}
+
+/// /dev/mem shows devices and no RAM; also where RAM lies behind them.
+pub fn dev_mem_shows_devices() -> Verdict {
+    devmem(&[], |_| {})?;
+    devmem(&[], |config| config.mem = "5G".into())
+}
+
+/// It shows RAM, too, where it may.
+pub fn dev_mem_shows_ram_if_it_may() -> Verdict {
+    devmem(&["ram"], |config| config.cmdline += " devmem=ram")
 }

@@ -39,6 +39,14 @@ pub unsafe fn wrmsr(msr: u32, v: u64) {
     };
 }
 
+/// How many bits a physical address has.
+pub fn physical_bits() -> u32 {
+    if __cpuid_count(0x8000_0000, 0).eax < 0x8000_0008 {
+        return 36;
+    }
+    __cpuid_count(0x8000_0008, 0).eax & 0xff
+}
+
 #[inline(always)]
 pub fn cr2() -> u64 {
     let v: u64;

@@ -21,7 +21,8 @@ pub mod uaccess;
 
 pub use cpu::{
     Features, cr2, cr3, features, fs_base, halt_until_interrupt, invlpg, irq_disable, irq_enable,
-    irq_restore, irq_save, irqs_on, rdtsc, set_cr3, set_fs_base, set_user_gs_base, user_gs_base,
+    irq_restore, irq_save, irqs_on, physical_bits, rdtsc, set_cr3, set_fs_base, set_user_gs_base,
+    user_gs_base,
 };
 pub use entry::{return_to_user, watch_syscalls};
 pub use frame::TrapFrame;

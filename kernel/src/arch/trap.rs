@@ -53,6 +53,13 @@ pub(super) extern "C" fn kernel_page_fault(frame: &mut TrapFrame, cr2: u64) {
             return;
         }
     }
+    if !user_address
+        && uaccess::may_miss(frame.rip)
+        && let Some(fixup) = uaccess::fixup(frame.rip)
+    {
+        frame.rip = fixup;
+        return;
+    }
     crate::fail::exception(frame, 14, err, cr2);
 }
 

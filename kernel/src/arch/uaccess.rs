@@ -67,6 +67,16 @@ global_asm!(
     "FAULTS 1b, 4b",
     "FAULTS 2b, 3b",
     "FAULTS 5b, 3b",
+    // kernel_copy(dst, src, len) -> bytes not copied
+    ".balign 16",
+    ".global kernel_copy",
+    ".global kernel_copy_at",
+    "kernel_copy:",
+    "mov rcx, rdx",
+    "kernel_copy_at: rep movsb",
+    "2: mov rax, rcx",
+    "ret",
+    "FAULTS kernel_copy_at, 2b",
     // uaccess_clear(dst, len) -> bytes not cleared
     ".balign 16",
     ".global uaccess_clear",
@@ -153,6 +163,8 @@ struct Got {
 
 unsafe extern "C" {
     fn uaccess_copy(dst: u64, src: u64, len: usize) -> usize;
+    fn kernel_copy(dst: u64, src: u64, len: usize) -> usize;
+    static kernel_copy_at: u8;
     fn uaccess_clear(dst: u64, len: usize) -> usize;
     fn uaccess_get1(src: u64) -> Got;
     fn uaccess_get4(src: u64) -> Got;
@@ -257,6 +269,21 @@ pub unsafe fn copy_in_nofault(dst: *mut u8, src: u64, len: usize) -> usize {
 pub unsafe fn copy_out_nofault(dst: u64, src: *const u8, len: usize) -> usize {
     // SAFETY: the caller's promise.
     percpu::nofault(|| unsafe { copy_out(dst, src, len) })
+}
+
+/// Copies between places of the kernel half that may not be mapped, a byte at a time; bytes not copied.
+///
+/// # Safety
+/// Where they are mapped, the `len` bytes at `src` may be read and those at `dst` written.
+pub unsafe fn copy_kernel_nofault(dst: u64, src: u64, len: usize) -> usize {
+    debug_assert!(!is_user(dst, 0) && !is_user(src, 0));
+    // SAFETY: the caller's promise; faults are listed.
+    unsafe { kernel_copy(dst, src, len) }
+}
+
+/// Whether the instruction at `rip` may miss in the kernel half.
+pub(super) fn may_miss(rip: u64) -> bool {
+    rip == &raw const kernel_copy_at as u64
 }
 
 /// Reads a value.

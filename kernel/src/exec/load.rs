@@ -83,7 +83,7 @@ fn read_image(file: &File, head: &[u8]) -> Result<Image, Errno> {
 }
 
 fn object_of(file: &File) -> Result<Arc<Object>, Errno> {
-    match file.mmap(0)? {
+    match file.mmap(0, 0)? {
         Mappable::Object(o) => Ok(o),
         Mappable::Window(_) | Mappable::Buffer(_) | Mappable::Raw { .. } | Mappable::Anonymous => {
             Err(Errno::ENOEXEC)

@@ -54,6 +54,7 @@ pub fn nofile_limit() -> usize {
 }
 
 /// Capability numbers.
+pub const CAP_SYS_RAWIO: u32 = 17;
 pub const CAP_SYS_CHROOT: u32 = 18;
 pub const CAP_SYS_ADMIN: u32 = 21;
 pub const CAP_SYS_RESOURCE: u32 = 24;

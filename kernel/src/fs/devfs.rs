@@ -15,7 +15,7 @@ use super::iobuf::IoBuf;
 use super::path::Path;
 use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
-use super::{blockdev, edu, random, tmpfs, tty};
+use super::{blockdev, devmem, edu, random, tmpfs, tty};
 use crate::SysResult;
 use mm::Errno;
 
@@ -24,7 +24,8 @@ const MISC: u32 = 10;
 /// One of the minors for local use.
 const EDU: u32 = 240;
 /// Character devices: name, major, minor, permissions.
-const NODES: [(&[u8], u32, u32, u32); 8] = [
+const NODES: [(&[u8], u32, u32, u32); 9] = [
+    (b"mem", MEM, 1, 0o600),
     (b"null", MEM, 3, 0o666),
     (b"zero", MEM, 5, 0o666),
     (b"full", MEM, 7, 0o666),
@@ -82,6 +83,7 @@ pub fn open_node(
         return Err(Errno::ENXIO);
     }
     let device = match (major(rdev), minor(rdev)) {
+        (MEM, 1) => return devmem::open(),
         (MEM, 3) => Device::Null,
         (MEM, 5) => Device::Zero,
         (MEM, 7) => Device::Full,

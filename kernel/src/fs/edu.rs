@@ -171,11 +171,15 @@ impl FileOps for Device {
         false
     }
 
-    fn mmap_at(&self, _file: &File, offset: u64) -> Result<Mappable, Errno> {
+    fn mmap_at(&self, _file: &File, offset: u64, _len: u64) -> Result<Mappable, Errno> {
         let window = self.edu.window();
         let len = window.len.checked_sub(offset).ok_or(Errno::EINVAL)?;
         let first = window.first + offset;
-        Ok(Mappable::Raw { first, len })
+        Ok(Mappable::Raw {
+            first,
+            len,
+            device: true,
+        })
     }
 
     fn ioctl(&self, _file: &File, cmd: u32, arg: u64) -> SysResult {

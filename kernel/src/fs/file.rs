@@ -18,6 +18,8 @@ use crate::SysResult;
 use crate::sync::Mutex;
 use mm::Errno;
 
+/// The last position that does not look like an errno.
+const HIGHEST: u64 = -4096i64 as u64;
 /// Flags that F_SETFL can change.
 const CHANGEABLE: u32 =
     sys::O_APPEND | sys::O_NONBLOCK | sys::O_NOATIME | sys::FASYNC | sys::O_DIRECT;
@@ -200,6 +202,17 @@ impl File {
         self.flags() & sys::O_PATH != 0
     }
 
+    /// EINVAL where the end of a transfer would not be an offset.
+    #[inline]
+    fn fits(&self, pos: u64, buf: &IoBuf<'_>) -> Result<(), Errno> {
+        match pos.checked_add(buf.left() as u64) {
+            Some(end) if end <= i64::MAX as u64 => Ok(()),
+            Some(_) if self.ops.unsigned_offset() => Ok(()),
+            None if self.ops.unsigned_offset() => Err(Errno::EOVERFLOW),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
     /// Reads at the file's position and moves it.
     #[inline]
     pub fn read(&self, buf: &mut IoBuf<'_>) -> SysResult {
@@ -210,7 +223,7 @@ impl File {
             return self.ops.read(self, buf, &mut 0);
         }
         let mut pos = self.pos.lock();
-        fits(*pos, buf)?;
+        self.fits(*pos, buf)?;
         self.ops.read(self, buf, &mut pos)
     }
 
@@ -224,7 +237,7 @@ impl File {
             return self.ops.write(self, buf, &mut 0);
         }
         let mut pos = self.pos.lock();
-        fits(*pos, buf)?;
+        self.fits(*pos, buf)?;
         self.ops.write(self, buf, &mut pos)
     }
 
@@ -246,7 +259,7 @@ impl File {
         if !self.ops.seekable() {
             return Err(Errno::ESPIPE);
         }
-        fits(pos, buf)?;
+        self.fits(pos, buf)?;
         self.ops.read(self, buf, &mut { pos })
     }
 
@@ -258,7 +271,7 @@ impl File {
         if !self.ops.seekable() {
             return Err(Errno::ESPIPE);
         }
-        fits(pos, buf)?;
+        self.fits(pos, buf)?;
         self.ops.write(self, buf, &mut { pos })
     }
 
@@ -287,6 +300,18 @@ impl File {
             return Err(Errno::ESPIPE);
         }
         let mut pos = self.pos.lock();
+        if self.ops.unsigned_offset() {
+            let new = match whence {
+                sys::SEEK_SET => offset as u64,
+                sys::SEEK_CUR => pos.wrapping_add(offset as u64),
+                _ => return Err(Errno::EINVAL),
+            };
+            if new > HIGHEST {
+                return Err(Errno::EOVERFLOW);
+            }
+            *pos = new;
+            return Ok(new as usize);
+        }
         let new = match whence {
             sys::SEEK_SET => offset,
             sys::SEEK_CUR => (*pos as i64).checked_add(offset).ok_or(Errno::EINVAL)?,
@@ -320,26 +345,17 @@ impl File {
         self.ops.poll(self, watcher)
     }
 
-    /// What a mapping from `offset` on of this file is made from.
-    pub fn mmap(&self, offset: u64) -> Result<Mappable, Errno> {
+    /// What a mapping of `len` bytes from `offset` on of this file is made from.
+    pub fn mmap(&self, offset: u64, len: u64) -> Result<Mappable, Errno> {
         if self.is_path_only() {
             return Err(Errno::EBADF);
         }
-        self.ops.mmap_at(self, offset)
+        self.ops.mmap_at(self, offset, len)
     }
 
     /// The path as text, seen from the root of the tree.
     pub fn path_text(&self) -> alloc::vec::Vec<u8> {
         self.path.display(&mount::root())
-    }
-}
-
-/// EINVAL where the end of a transfer would not be an offset.
-#[inline]
-fn fits(pos: u64, buf: &IoBuf<'_>) -> Result<(), Errno> {
-    match pos.checked_add(buf.left() as u64) {
-        Some(end) if end <= i64::MAX as u64 => Ok(()),
-        _ => Err(Errno::EINVAL),
     }
 }
 

@@ -40,8 +40,8 @@ pub enum Mappable {
     Window(Arc<Object>),
     /// A folio that the kernel has made.
     Buffer(FolioRef<crate::arch::X86>),
-    /// A device's registers: where in physical memory, and how many bytes from the offset on.
-    Raw { first: u64, len: u64 },
+    /// Physical memory: where, how many bytes from the offset on, and whether it is a device's.
+    Raw { first: u64, len: u64, device: bool },
     /// Zero pages of the mapping's own (`/dev/zero`).
     Anonymous,
 }
@@ -213,6 +213,11 @@ pub trait FileOps: Send + Sync {
         true
     }
 
+    /// Whether positions are addresses, of which the upper half is as good as the lower.
+    fn unsigned_offset(&self) -> bool {
+        false
+    }
+
     /// The size that SEEK_END counts from.
     fn size(&self) -> u64 {
         0
@@ -259,8 +264,8 @@ pub trait FileOps: Send + Sync {
         Err(Errno::ENODEV)
     }
 
-    /// The same for files that have several memories, told apart by the offset.
-    fn mmap_at(&self, file: &File, _offset: u64) -> Result<Mappable, Errno> {
+    /// The same for files that have several memories, told apart by the offset; and how many bytes are to be mapped.
+    fn mmap_at(&self, file: &File, _offset: u64, _len: u64) -> Result<Mappable, Errno> {
         self.mmap(file)
     }
 

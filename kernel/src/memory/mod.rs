@@ -51,6 +51,7 @@ pub fn init(info: &'static BootInfo) {
         "the loader put physical memory elsewhere: {offset:x?}"
     );
     initrd::init(info);
+    regions::remember(&info.memory_regions);
     let mut early = regions::Early::new(&info.memory_regions);
     kspace::init(
         &mut early,
@@ -106,6 +107,11 @@ fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     digits.parse::<u64>().ok()?.checked_shl(shift)
+}
+
+/// How many bytes of the pages from `start` to `end` are RAM's, whoever has it.
+pub fn ram_between(start: u64, end: u64) -> u64 {
+    regions::ram_between(start, end)
 }
 
 /// One past the last frame of RAM.

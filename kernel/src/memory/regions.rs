@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use mm::phys::Zone;
+use spin::Once;
 
 const MAX: usize = 64;
 const FRAME: u64 = 4096;
@@ -18,6 +19,28 @@ pub(super) fn low_page() -> Option<u64> {
         0 => None,
         page => Some(page),
     }
+}
+
+/// The loader's map, which stays.
+static MAP: Once<&'static [MemoryRegion]> = Once::new();
+
+pub(super) fn remember(map: &'static [MemoryRegion]) {
+    MAP.call_once(|| map);
+}
+
+/// Whether a region is RAM, usable or taken by the loader.
+pub(super) fn is_ram(region: &MemoryRegion) -> bool {
+    use MemoryRegionKind::{Bootloader, Usable};
+    matches!(region.kind, Usable | Bootloader)
+}
+
+/// See [`super::ram_between`].
+pub(super) fn ram_between(start: u64, end: u64) -> u64 {
+    let ram = MAP.get().into_iter().flat_map(|map| map.iter());
+    ram.filter(|r| is_ram(r))
+        .map(|r| (r.start & !(FRAME - 1), r.end.next_multiple_of(FRAME)))
+        .map(|(from, to)| to.min(end).saturating_sub(from.max(start)))
+        .sum()
 }
 
 /// Usable memory that nobody has taken, as ranges; shrinks.

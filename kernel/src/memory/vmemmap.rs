@@ -4,7 +4,7 @@
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
+use bootloader_api::info::MemoryRegion;
 use mm::Pfn;
 use mm::phys::FrameDesc;
 
@@ -30,14 +30,8 @@ pub(super) fn has(pfn: Pfn) -> bool {
 /// Maps and zeroes the descriptors of every frame of RAM, usable or taken by the loader.
 pub(super) fn init(early: &mut Early, map: &[MemoryRegion]) {
     let per_frame = size_of::<FrameDesc>() as u64;
-    let is_ram = |r: &&MemoryRegion| {
-        matches!(
-            r.kind,
-            MemoryRegionKind::Usable | MemoryRegionKind::Bootloader
-        )
-    };
     let mut end = 0;
-    for region in map.iter().filter(is_ram) {
+    for region in map.iter().filter(|r| regions::is_ram(r)) {
         end = end.max(region.end >> 12);
         let first = (super::VMEMMAP + (region.start >> 12) * per_frame) & !(LARGE - 1);
         let last = super::VMEMMAP + (region.end.next_multiple_of(4096) >> 12) * per_frame;

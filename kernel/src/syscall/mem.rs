@@ -61,18 +61,22 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
         let file = task::current().files().get(fd)?;
         let shared_write = flags & sys::MAP_TYPE != sys::MAP_PRIVATE && prot & sys::PROT_WRITE != 0;
         let (mut buffer, mut raw) = (None, None);
-        let (object, offset) = match file.mmap(offset)? {
+        let (object, offset) = match file.mmap(offset, len)? {
             Mappable::Object(object) => (object, offset),
             Mappable::Window(object) => (object, 0),
             Mappable::Buffer(folio) => {
                 buffer = Some(folio);
                 (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
             }
-            Mappable::Raw { first, len: most } => {
+            Mappable::Raw {
+                first,
+                len: most,
+                device,
+            } => {
                 if page_up(len).is_none_or(|len| len > most) {
                     return Err(Errno::EINVAL);
                 }
-                raw = Some(Pfn(first >> PAGE_SHIFT));
+                raw = Some((Pfn(first >> PAGE_SHIFT), device));
                 (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
             }
             Mappable::Anonymous => return map(args),
@@ -93,9 +97,9 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
             append: file.append(),
             executable: true,
         });
-        if let Some(first) = raw {
+        if let Some((first, device)) = raw {
             crate::memory::headroom()?;
-            let at = ops::mmap_raw(space()?, &mut can_wait(), args, first, true)?;
+            let at = ops::mmap_raw(space()?, &mut can_wait(), args, first, device)?;
             return Ok(at as usize);
         }
         if let Some(folio) = buffer {

@@ -94,11 +94,6 @@ pub fn identity() -> CpuIdentity {
     } else {
         String::new()
     };
-    let physical_bits = if highest >= 0x8000_0008 {
-        __cpuid(0x8000_0008).eax & 0xff
-    } else {
-        36
-    };
     let base = one.eax >> 8 & 0xf;
     let family = if base == 0xf {
         base + (one.eax >> 20 & 0xff)
@@ -126,7 +121,7 @@ pub fn identity() -> CpuIdentity {
         family,
         model,
         stepping: one.eax & 0xf,
-        physical_bits,
+        physical_bits: crate::arch::physical_bits(),
         flags,
     }
 }

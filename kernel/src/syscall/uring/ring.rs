@@ -282,7 +282,7 @@ impl FileOps for Ring {
         ready
     }
 
-    fn mmap_at(&self, _file: &File, offset: u64) -> Result<Mappable, Errno> {
+    fn mmap_at(&self, _file: &File, offset: u64, _len: u64) -> Result<Mappable, Errno> {
         // As in Linux the low bits of the offset say nothing: a mapping begins where its memory does.
         let region = match offset as u32 & sys::IORING_OFF_MMAP_MASK {
             sys::IORING_OFF_SQ_RING | sys::IORING_OFF_CQ_RING => self.queues.rings(),
