@@ -238,17 +238,16 @@ impl Content {
             // SAFETY: the reference keeps the frame; `at + n` is within it. Others may read or write it meanwhile:
             // bytes are copied as they are.
             let moved = unsafe { buf.take_raw(page.ptr().add(at), n) };
-            self.object.mark_dirty(&page);
-            drop(page);
             *pos += moved as u64;
             done += moved;
-            if resize.is_some() {
-                if moved > 0 {
-                    self.object.extend(*pos);
-                } else {
-                    // A page made past the end for nothing must not stay there.
-                    self.object.set_size(&mut can_wait(), self.size());
-                }
+            if resize.is_none() {
+                self.object.mark_dirty(&page);
+            } else if moved > 0 {
+                self.object.wrote(&page, *pos);
+            } else {
+                // A page made past the end for nothing must not stay there.
+                drop(page);
+                self.object.set_size(&mut can_wait(), self.size());
             }
             if moved < n {
                 return if done == 0 {

@@ -33,8 +33,8 @@
 //!
 //! 6. A page may be written through an entry only while it is dirty. A write fault on a page that is not lets go of every
 //!    lock and calls [`FileObject::make_writable`]; under the table lock it looks at the mark again. Who cleans
-//!    takes the mark away first and then the right to write from every entry. `write` copies first and marks then, and
-//!    holds a reference meanwhile.
+//!    takes the mark away first and then the right to write from every entry. `write` copies first, then raises the size, then
+//!    marks ([`FileObject::wrote`]), and holds a reference meanwhile.
 //! 7. A page that can be read in again is let go of only clean, and only while nobody but the cache has it: under the
 //!    cache's lock, its references frozen. So no write goes to a page that has left.
 
@@ -472,7 +472,8 @@ impl<H: Hw> FileObject<H> {
         let epoch = self.epoch.load(Acquire);
         let size = self.size();
         let window = (index | (WINDOW as u64 - 1)) + 1;
-        let end = window.min(self.end_page());
+        // By the size that is compared below: the file may grow meanwhile.
+        let end = window.min(size.div_ceil(PAGE_SIZE));
         let mut into = Unfilled {
             frames: [const { None }; WINDOW],
         };
@@ -561,6 +562,13 @@ impl<H: Hw> FileObject<H> {
         {
             source.dirtied(me);
         }
+    }
+
+    /// For `write`: bytes up to `end` are in one of its pages, which was prepared and which the caller holds. The size first:
+    /// who writes back takes what lies before it, and the mark with it.
+    pub fn wrote(&self, folio: &FolioRef<H>, end: u64) {
+        self.extend(end);
+        self.mark_dirty(folio);
     }
 
     /// The next dirty page is told to the source again. Who calls this looks for dirty pages afterwards.
