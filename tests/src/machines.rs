@@ -9,12 +9,12 @@ use crate::disks::{
     a_bad_block_of_an_nvme_disk_is_an_error, a_disk_is_copied_to_another,
     a_disk_is_mapped_on_four_cpus, a_disk_is_mapped_on_one_cpu, a_disk_is_mapped_on_two_cpus,
     a_disk_larger_than_memory, a_disk_that_does_not_answer_is_given_up,
-    an_edu_that_does_not_answer_keeps_its_memory, an_nvme_disk_is_copied_to_another,
-    an_nvme_disk_that_does_not_answer_is_given_up, dev_mem_shows_devices,
-    dev_mem_shows_ram_if_it_may, disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus,
-    edu_copies_while_its_process_forks, edu_is_seen_when_bug_5_is_planted, nvme_disks_on_four_cpus,
-    nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, requests_on_four_cpus, requests_on_one_cpu,
-    requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
+    a_store_after_the_cleaning_is_written, an_edu_that_does_not_answer_keeps_its_memory,
+    an_nvme_disk_is_copied_to_another, an_nvme_disk_that_does_not_answer_is_given_up,
+    dev_mem_shows_devices, dev_mem_shows_ram_if_it_may, disks_on_four_cpus, disks_on_one_cpu,
+    disks_on_two_cpus, edu_copies_while_its_process_forks, edu_is_seen_when_bug_5_is_planted,
+    nvme_disks_on_four_cpus, nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, requests_on_four_cpus,
+    requests_on_one_cpu, requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
 };
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
@@ -58,6 +58,7 @@ tests![
     a_disk_is_mapped_on_two_cpus,
     a_disk_is_mapped_on_four_cpus,
     a_disk_larger_than_memory,
+    a_store_after_the_cleaning_is_written,
     disks_on_one_cpu,
     disks_on_two_cpus,
     disks_on_four_cpus,
