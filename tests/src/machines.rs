@@ -83,6 +83,8 @@ tests![
     dev_mem_shows_ram_if_it_may,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
+    large_stack_overflow_is_reported,
+    panic_in_a_large_stack_is_reported,
     double_fault_has_its_own_stack,
     panic_names_the_culprit,
     panic_in_a_report_ends_it,
@@ -357,6 +359,31 @@ fn stack_overflow_is_reported() -> Verdict {
             "recurse",
             "times more",
             "init_main",
+        ],
+    )
+}
+
+fn large_stack_overflow_is_reported() -> Verdict {
+    panics(
+        "overflow_a_large_stack",
+        &[
+            "kernel stack overflow",
+            "backtrace:",
+            "recurse",
+            "times more",
+        ],
+    )
+}
+
+/// Where smaller stacks have their guard.
+fn panic_in_a_large_stack_is_reported() -> Verdict {
+    panics(
+        "panic_in_a_large_stack",
+        &[
+            "kernel panic: far below",
+            "backtrace:",
+            "give_up_down_there",
+            "far_below_the_top",
         ],
     )
 }
