@@ -448,6 +448,30 @@ fn dirty_pages_are_not_let_go_of_but_cut() {
     lab.done();
 }
 
+/// What was stored behind the end of a file is no part of it when it grows.
+#[test]
+fn what_lies_behind_the_end_is_nobodys() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (_disk, file) = file(&lab, 100);
+    let s = lab.space();
+    let va = map(&lab, s, 2, R | W, SHARED, &file);
+    let wait = &mut lab.sim.can_wait();
+    (0..3).for_each(|i| lab.store(s, va + 99 + i * 100, 7));
+    file.set_size(wait, 250);
+    assert_eq!(lab.load(s, va + 199), Some(0));
+    assert_eq!(lab.load(s, va + 99), Some(7), "inside");
+    // Written from 280 on.
+    file.clear_tail(280);
+    file.extend(400);
+    assert_eq!(lab.load(s, va + 299), Some(7), "what is written");
+    lab.store(s, va + 499, 7);
+    file.set_size(wait, 2 * P);
+    assert_eq!(lab.load(s, va + 499), Some(0));
+    drop(file);
+    lab.done();
+}
+
 /// Rule 5: what was on its way in when the file was cut does not come in, though the file has grown again since.
 #[test]
 fn what_is_read_during_a_cut_does_not_come_in() {

@@ -180,6 +180,9 @@ impl Content {
         if *pos >= self.end {
             return Err(Errno::EFBIG);
         }
+        if resize.is_some() {
+            self.object.clear_tail(*pos);
+        }
         let end = self.end.min(limit);
         let tracked = self.object.is_tracked();
         let mut prepared = 0;
@@ -215,6 +218,7 @@ impl Content {
                             Ok(done)
                         };
                     }
+                    self.object.clear_tail(*pos);
                     continue;
                 }
                 // Of a file on a disk memory is a cache only: room can be made.
@@ -326,6 +330,7 @@ impl Content {
             crate::task::cond_resched();
         }
         if !keep_size && end > self.size() {
+            self.object.clear_tail(end);
             self.object.extend(end);
         }
         Ok(())
