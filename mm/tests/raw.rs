@@ -14,7 +14,7 @@ use mm::ops::{self, FileMap, MmapArgs};
 use mm::phys::{Hw, Use};
 use mm::sim::mmu::{PageFault, Want};
 use mm::space::{RssKind, VmaFlags};
-use mm::table::PteState;
+use mm::table::{Caching, PteState};
 use mm::{Errno, Pfn};
 
 /// Past the machine's memory: a device that does not answer.
@@ -43,7 +43,7 @@ fn map_at(
             executable: true,
         }),
     };
-    ops::mmap_raw(s, &mut lab.sim.can_wait(), args, first, false)
+    ops::mmap_raw(s, &mut lab.sim.can_wait(), args, first, Caching::Back)
 }
 
 fn map(lab: &Lab, s: Space, pages: u64, prot: u32, flags: u32, first: Pfn) -> u64 {

@@ -156,6 +156,7 @@ pub const ALONE: &[Program] = &[
     c("aio"),
     c("edu"),
     c("devmem"),
+    c("fb"),
 ];
 
 impl Program {

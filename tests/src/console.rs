@@ -28,6 +28,11 @@ pub struct Console {
 
 impl Console {
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same, with more words for the launcher.
+    pub fn start_with(words: &[&str]) -> Result<Self> {
         build::kernel()?;
         let failed = |error: std::io::Error| format!("pseudo-terminal: {error}");
         let open = || -> std::io::Result<(File, File)> {
@@ -44,6 +49,7 @@ impl Console {
         let child = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
             .args(["run", "--quiet", "--package", "launcher", "--"])
             .args(["run", "--timeout", "300"])
+            .args(words)
             .current_dir(crate::root())
             .stdin(end()?)
             .stdout(end()?)

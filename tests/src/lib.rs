@@ -20,6 +20,7 @@ pub mod ktests;
 pub mod machines;
 pub mod plug;
 pub mod runner;
+pub mod screen;
 #[cfg(test)]
 mod spec;
 

@@ -16,6 +16,7 @@ use crate::disks::{
     nvme_disks_on_four_cpus, nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, requests_on_four_cpus,
     requests_on_one_cpu, requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
 };
+use crate::screen::a_picture_is_on_the_screen;
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
 use std::time::{Duration, Instant};
@@ -81,6 +82,7 @@ tests![
     an_edu_that_does_not_answer_keeps_its_memory,
     dev_mem_shows_devices,
     dev_mem_shows_ram_if_it_may,
+    a_picture_is_on_the_screen,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
     large_stack_overflow_is_reported,

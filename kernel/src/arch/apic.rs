@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use mm::table::Caching;
 use x86_64::instructions::port::Port;
 
 use super::cpu;
@@ -57,7 +58,7 @@ pub(super) fn map(base: u64) {
         X2APIC.store(true, Ordering::Relaxed);
     } else {
         BASE.store(
-            crate::memory::kspace::map_device(base, 4096),
+            crate::memory::kspace::map_device(base, 4096, Caching::Off),
             Ordering::Relaxed,
         );
     }
@@ -176,7 +177,7 @@ pub(super) fn add_ioapic(address: u64, gsi_base: u32) {
         return;
     }
     let io = IoApic {
-        base: crate::memory::kspace::map_device(address, 4096),
+        base: crate::memory::kspace::map_device(address, 4096, Caching::Off),
         gsi_base,
     };
     let inputs = io.read(1) >> 16 & 0xff;

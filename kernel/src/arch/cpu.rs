@@ -8,6 +8,10 @@ use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+const PAT: u32 = 0x277;
+/// Kinds of caching by number, as Linux has them and `mm::table::Caching` says: write-back, write-combining, off unless an MTRR combines,
+/// off; then, with the PAT bit, write-back, write-protected, and the last two with write-through.
+const CACHING: u64 = 0x0407_0506_0007_0106;
 pub const EFER: u32 = 0xc000_0080;
 pub const STAR: u32 = 0xc000_0081;
 pub const LSTAR: u32 = 0xc000_0082;
@@ -169,6 +173,7 @@ features! {
     rdtscp = 14, 0x8000_0001, 0, edx, 27;
     erms = 15, 7, 0, ebx, 9;
     pku = 16, 7, 0, ecx, 3;
+    pat = 17, 1, 0, edx, 16;
 }
 
 static FEATURES: AtomicU64 = AtomicU64::new(0);
@@ -228,6 +233,10 @@ pub(super) fn init() {
         }
     }
     cr4 &= !CR4_PCIDE;
+    if f.pat() {
+        // SAFETY: the MSR is there; the entries that change are those that no mapping uses yet.
+        unsafe { wrmsr(PAT, CACHING) };
+    }
     // SAFETY: bits that CPUID has; the kernel's text is read-only and its user accesses are in `uaccess`.
     unsafe {
         asm!("mov cr0, {}", "mov cr4, {}", in(reg) cr0, in(reg) cr4, options(nostack));

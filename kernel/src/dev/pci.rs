@@ -4,6 +4,7 @@
 //! beyond them is somebody else's.
 
 use core::fmt;
+use mm::table::Caching;
 use x86_64::instructions::port::Port;
 
 use crate::memory::kspace;
@@ -202,9 +203,17 @@ impl Function {
         let window = self.window(window)?;
         let (offset, bytes) = (u64::from(offset), u64::from(len));
         (offset + bytes <= window.len).then(|| Registers {
-            base: kspace::map_device(window.first + offset, bytes),
+            base: kspace::map_device(window.first + offset, bytes, Caching::Off),
             len,
         })
+    }
+
+    /// Maps at most `most` bytes of a window that is memory; where they are, and where they are mapped.
+    pub fn memory(self, window: u8, most: u64) -> Option<(Window, u64)> {
+        let mut window = self.window(window)?;
+        window.len = window.len.min(most);
+        let base = kspace::map_device(window.first, window.len, Caching::Combining);
+        Some((window, base))
     }
 
     /// It may not read or write memory any more.

@@ -15,12 +15,13 @@ use super::iobuf::IoBuf;
 use super::path::Path;
 use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
-use super::{blockdev, devmem, edu, random, tmpfs, tty};
+use super::{blockdev, devmem, edu, fb, random, tmpfs, tty};
 use crate::SysResult;
 use mm::Errno;
 
 const MEM: u32 = 1;
 const MISC: u32 = 10;
+const SCREENS: u32 = 29;
 /// One of the minors for local use.
 const EDU: u32 = 240;
 /// Character devices: name, major, minor, permissions.
@@ -53,6 +54,9 @@ pub fn new_root() -> Result<Arc<Dentry>, Errno> {
     }
     if crate::dev::edu::edu().is_some() {
         root.create(b"edu", Kind::Char.bits() | 0o600, makedev(MISC, EDU))?;
+    }
+    if crate::dev::bochs::screen().is_some() {
+        root.create(b"fb0", Kind::Char.bits() | 0o600, makedev(SCREENS, 0))?;
     }
     for n in 0.. {
         let Some(known) = crate::dev::block::disk(n) else {
@@ -89,6 +93,7 @@ pub fn open_node(
         (MEM, 7) => Device::Full,
         (MEM, 8 | 9) => Device::Random,
         (MEM, 11) => Device::Log,
+        (SCREENS, 0) => return fb::open(),
         (MISC, EDU) => return edu::open(),
         (5, 0) => return tty::open_controlling(),
         (5, 1) | (4, 64) => return tty::open_console(flags & sys::O_NOCTTY != 0),

@@ -14,6 +14,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use mm::addr::{USER_END, page_up};
+use mm::table::Caching;
 use mm::{Errno, PAGE_SIZE};
 
 use super::caller::{CAP_SYS_RAWIO, capable};
@@ -160,7 +161,10 @@ impl FileOps for Memory {
         Ok(Mappable::Raw {
             first: offset,
             len,
-            device: ram == 0,
+            caching: match ram {
+                0 => Caching::Off,
+                _ => Caching::Back,
+            },
         })
     }
 }

@@ -33,6 +33,7 @@ use crate::task::space::can_wait;
 use mm::addr::USER_END;
 use mm::gup::{GupFlags, LongtermPin, PageSlot, PinnedPages, Read, Write};
 use mm::gup::{pin_longterm, pin_user_pages_fast};
+use mm::table::Caching;
 use mm::{Errno, PAGE_SIZE};
 
 const FACTORIAL: u32 = 0xc004_6501;
@@ -178,7 +179,7 @@ impl FileOps for Device {
         Ok(Mappable::Raw {
             first,
             len,
-            device: true,
+            caching: Caching::Off,
         })
     }
 

@@ -20,6 +20,7 @@ use crate::SysResult;
 use crate::dev::flight::Job;
 use mm::Errno;
 use mm::phys::FolioRef;
+use mm::table::Caching;
 
 /// Shared page cache of a regular file.
 pub type Object = mm::object::FileObject<crate::arch::X86>;
@@ -40,8 +41,12 @@ pub enum Mappable {
     Window(Arc<Object>),
     /// A folio that the kernel has made.
     Buffer(FolioRef<crate::arch::X86>),
-    /// Physical memory: where, how many bytes from the offset on, and whether it is a device's.
-    Raw { first: u64, len: u64, device: bool },
+    /// Physical memory: where, how many bytes from the offset on, and how it is cached.
+    Raw {
+        first: u64,
+        len: u64,
+        caching: Caching,
+    },
     /// Zero pages of the mapping's own (`/dev/zero`).
     Anonymous,
 }

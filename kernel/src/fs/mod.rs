@@ -2,7 +2,7 @@
 //!
 //! Rooms: `attr inode` what a file is · `dentry mount path` names · `file fdtable context flock records` what a process
 //! has open and where it stands · `access` what it may · `iobuf` the caller's memory · `poll epoll eventfd` waiting for several things ·
-//! `content tmpfs secretmem` files in memory · `ext4 writeback` files on disks · `pipe fifo socketpair packets` streams · `devfs blockdev devmem edu console tty ldisc random` devices · `procfs sysfs
+//! `content tmpfs secretmem` files in memory · `ext4 writeback` files on disks · `pipe fifo socketpair packets` streams · `devfs blockdev devmem edu fb console tty ldisc random` devices · `procfs sysfs
 //! debugfs` the kernel's own facts · `gup_test compound` mm::gup for tests · `cpio boot` where the root comes from · `caller` what we ask of `task`.
 //!
 //! Lock order, outermost first: rename lock → file position → inode (content resize, pipe ring, terminal input;
@@ -28,6 +28,7 @@ pub mod edu;
 pub mod epoll;
 pub mod eventfd;
 pub mod ext4;
+pub mod fb;
 pub mod fdtable;
 pub mod fifo;
 pub mod file;

@@ -7,6 +7,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mm::Pfn;
+use mm::table::Caching;
 
 use super::regions::Early;
 use super::{direct, frames};
@@ -15,7 +16,6 @@ use crate::sync::IrqLock;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
-const UNCACHED: u64 = 0x18;
 const LARGE_LEAF: u64 = 0x80;
 const GLOBAL: u64 = 0x100;
 const NX: u64 = 1 << 63;
@@ -272,8 +272,8 @@ pub fn map_gate(va: u64, page: Pfn) -> Option<()> {
     Some(())
 }
 
-/// Maps device registers, uncached, for ever.
-pub fn map_device(pa: u64, len: u64) -> u64 {
+/// Maps device registers or memory, for ever.
+pub fn map_device(pa: u64, len: u64, caching: Caching) -> u64 {
     let first = pa & !4095;
     let pages = ((pa + len).next_multiple_of(4096) - first) >> 12;
     let va = DEVICES + (DEVICES_USED.fetch_add(pages, Ordering::Relaxed) << 12);
@@ -282,7 +282,7 @@ pub fn map_device(pa: u64, len: u64) -> u64 {
             va + i * 4096,
             first + i * 4096,
             Leaf::Small,
-            DATA | UNCACHED,
+            DATA | caching.bits(),
             &mut frames::alloc_zeroed,
         )
         .expect("tables of device registers");

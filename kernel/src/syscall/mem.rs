@@ -71,12 +71,12 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
             Mappable::Raw {
                 first,
                 len: most,
-                device,
+                caching,
             } => {
                 if page_up(len).is_none_or(|len| len > most) {
                     return Err(Errno::EINVAL);
                 }
-                raw = Some((Pfn(first >> PAGE_SHIFT), device));
+                raw = Some((Pfn(first >> PAGE_SHIFT), caching));
                 (Object::new(X86).ok_or(Errno::ENOMEM)?, offset)
             }
             Mappable::Anonymous => return map(args),
@@ -97,9 +97,9 @@ fn mmap(f: &mut TrapFrame) -> SysResult {
             append: file.append(),
             executable: true,
         });
-        if let Some((first, device)) = raw {
+        if let Some((first, caching)) = raw {
             crate::memory::headroom()?;
-            let at = ops::mmap_raw(space()?, &mut can_wait(), args, first, device)?;
+            let at = ops::mmap_raw(space()?, &mut can_wait(), args, first, caching)?;
             return Ok(at as usize);
         }
         if let Some(folio) = buffer {

@@ -10,7 +10,7 @@ use crate::object::FileObject;
 use crate::phys::{FolioRef, Hw};
 use crate::space::{AddressSpace, MmapWriteGuard, NewVma, VmaFlags};
 use crate::table::pte::bit;
-use crate::table::{LeafBits, PtGuard, Pte};
+use crate::table::{Caching, LeafBits, PtGuard, Pte};
 use crate::wait::CanWait;
 use alloc::sync::Arc;
 use linux_raw_sys::general as sys;
@@ -222,14 +222,14 @@ pub fn mmap_raw<H: Hw>(
     wait: &mut CanWait<H>,
     a: MmapArgs<H>,
     first: Pfn,
-    device: bool,
+    caching: Caching,
 ) -> Result<u64, Errno> {
     let pages = page_up(a.len).ok_or(Errno::ENOMEM)? >> PAGE_SHIFT;
     let end = first.0.checked_add(pages);
     if end.is_none_or(|end| end > MAX_PHYS >> PAGE_SHIFT) || a.file.is_none() {
         return Err(Errno::EINVAL);
     }
-    map(space, wait, a, 0, Contents::Raw(first, device))
+    map(space, wait, a, 0, Contents::Raw(first, caching))
 }
 
 /// What is mapped at once.
@@ -237,7 +237,7 @@ enum Contents<'a, H: Hw> {
     /// Nothing: the object's pages come when they are touched.
     Object,
     Buffer(&'a FolioRef<H>),
-    Raw(Pfn, bool),
+    Raw(Pfn, Caching),
 }
 
 /// Physical addresses have 52 bits.
@@ -318,7 +318,7 @@ fn map<H: Hw>(
     let filled = match contents {
         Contents::Object => Ok(()),
         Contents::Buffer(buffer) => fill(space, &guard, range, pgoff, buffer),
-        Contents::Raw(first, device) => fill_raw(space, &guard, range, first, device),
+        Contents::Raw(first, caching) => fill_raw(space, &guard, range, first, caching),
     };
     if let Err(e) = filled {
         munmap::unmap(wait, &mut guard, range)?;
@@ -358,7 +358,7 @@ fn fill_raw<H: Hw>(
     guard: &MmapWriteGuard<'_, H>,
     range: UserRange,
     first: Pfn,
-    device: bool,
+    caching: Caching,
 ) -> Result<(), Errno> {
     let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
     // A private copy comes with the first write.
@@ -373,7 +373,7 @@ fn fill_raw<H: Hw>(
         for n in 0..piece.pages() {
             pt.install(
                 i + n as usize,
-                Pte::raw(Pfn(first.0 + at + n), bits, device),
+                Pte::raw(Pfn(first.0 + at + n), bits, caching),
             );
         }
         drop(pt);

@@ -8,6 +8,6 @@ pub mod walk;
 
 pub use lock::{CopyStep, Leaves, PtGuard, Tables};
 pub use permit::{MayFree, MayInstall, StableVma, Unmovable};
-pub use pte::{LeafBits, Pte, PteState};
+pub use pte::{Caching, LeafBits, Pte, PteState};
 pub use tlb::{Flushed, PtPage, TlbBatch, TlbState};
 pub use walk::{Level, PteCell};

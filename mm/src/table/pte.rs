@@ -78,6 +78,29 @@ impl LeafBits {
     }
 }
 
+/// How the processor caches what a bare frame shows: an entry of the table that IA32_PAT holds, whose first four are these, in
+/// Linux's order (the third is never used).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caching {
+    /// As memory.
+    Back,
+    /// Not, but writes are gathered: what is looked at and not asked, a frame buffer.
+    Combining,
+    /// Not: a device's registers.
+    Off,
+}
+
+impl Caching {
+    /// Its bits in a leaf, of whatever size.
+    pub const fn bits(self) -> u64 {
+        match self {
+            Caching::Back => 0,
+            Caching::Combining => bit::PWT,
+            Caching::Off => bit::PCD | bit::PWT,
+        }
+    }
+}
+
 /// Bits that `mprotect` and friends may change in a present leaf; the rest stays.
 pub const PROT_BITS: u64 = bit::P | bit::PROT_NONE | bit::W | bit::U | bit::NX | bit::KEY;
 
@@ -126,11 +149,10 @@ impl Pte {
     pub const fn leaf(pfn: Pfn, bits: LeafBits) -> Self {
         Pte(pfn.0 << 12 | bits.0 | bit::A)
     }
-    /// A leaf of a bare frame, which nobody counts (PFN-1); device memory is not cached.
+    /// A leaf of a bare frame, which nobody counts (PFN-1).
     #[inline]
-    pub const fn raw(pfn: Pfn, bits: LeafBits, device: bool) -> Self {
-        let uncached = if device { bit::PCD | bit::PWT } else { 0 };
-        Pte((pfn.0 << 12 | bits.0 | bit::A | bit::SPECIAL | uncached) & !bit::MLOCKED)
+    pub const fn raw(pfn: Pfn, bits: LeafBits, caching: Caching) -> Self {
+        Pte((pfn.0 << 12 | bits.0 | bit::A | bit::SPECIAL | caching.bits()) & !bit::MLOCKED)
     }
     /// A user table entry; rights are decided by the leaf (FAST-6).
     #[inline]
@@ -279,6 +301,18 @@ impl core::fmt::Debug for Pte {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// PFN-2: what the processor is told of a bare frame's caching, and of nothing else.
+    #[test]
+    fn a_raw_leaf_says_how_it_is_cached() {
+        let bits = LeafBits::user(true, true, false);
+        let plain = Pte::raw(Pfn(7), bits, Caching::Back).0;
+        assert_eq!(plain & (bit::PWT | bit::PCD | bit::PS), 0);
+        let combining = Pte::raw(Pfn(7), bits, Caching::Combining).0;
+        assert_eq!(combining ^ plain, bit::PWT);
+        let off = Pte::raw(Pfn(7), bits, Caching::Off).0;
+        assert_eq!(off ^ plain, bit::PWT | bit::PCD);
+    }
 
     #[test]
     fn every_kind_survives_the_round_trip() {
