@@ -160,7 +160,11 @@ impl FileOps for Device {
     }
 
     fn poll(&self, _file: &File, _watcher: Option<&Arc<dyn Notify>>) -> Ready {
-        Ready::READ | Ready::WRITE
+        match self {
+            // Nothing is ever read from it.
+            Device::Log => Ready::WRITE,
+            _ => Ready::READ | Ready::WRITE,
+        }
     }
 
     fn pollable(&self) -> bool {

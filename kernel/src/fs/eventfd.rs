@@ -81,14 +81,12 @@ impl EventFd {
                 .map_err(|_| Errno::ERESTARTSYS)?;
         }
     }
-}
 
-impl FileOps for EventFd {
-    fn read(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+    fn take(&self, buf: &mut IoBuf<'_>, nonblock: bool) -> SysResult {
         if buf.left() < 8 {
             return Err(Errno::EINVAL);
         }
-        let old = self.update(file.nonblocking(), |c| match c {
+        let old = self.update(nonblock, |c| match c {
             0 => None,
             c if self.semaphore => Some(c - 1),
             _ => Some(0),
@@ -97,17 +95,33 @@ impl FileOps for EventFd {
         buf.put(&value.to_ne_bytes())
     }
 
-    fn write(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+    fn add(&self, buf: &mut IoBuf<'_>, nonblock: bool) -> SysResult {
         let mut bytes = [0; 8];
         buf.take_exact(&mut bytes)?;
         let add = u64::from_ne_bytes(bytes);
         if add == u64::MAX {
             return Err(Errno::EINVAL);
         }
-        self.update(file.nonblocking(), |c| {
-            c.checked_add(add).filter(|n| *n <= MAX)
-        })?;
+        self.update(nonblock, |c| c.checked_add(add).filter(|n| *n <= MAX))?;
         Ok(8)
+    }
+}
+
+impl FileOps for EventFd {
+    fn read(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.take(buf, file.nonblocking())
+    }
+
+    fn write(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.add(buf, file.nonblocking())
+    }
+
+    fn try_read(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.take(buf, true)
+    }
+
+    fn try_write(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.add(buf, true)
     }
 
     fn seekable(&self) -> bool {

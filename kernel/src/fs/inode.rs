@@ -173,6 +173,16 @@ pub trait FileOps: Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// As `read` and `write`, whatever O_NONBLOCK says: EAGAIN where they would wait for what another program does. For files that
+    /// can make one wait for that.
+    fn try_read(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.read(file, buf, pos)
+    }
+
+    fn try_write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.write(file, buf, pos)
+    }
+
     /// Begins a transfer at `pos` of the front of `buf`, as parts of `job`. `None`: this one cannot end by itself, and nothing was begun.
     fn begin(
         &self,

@@ -139,6 +139,14 @@ impl FileOps for Socket {
         self.send(buf, file.nonblocking(), true)
     }
 
+    fn try_read(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.receive(buf, true)
+    }
+
+    fn try_write(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.send(buf, true, true)
+    }
+
     fn splice_read(
         &self,
         file: &File,

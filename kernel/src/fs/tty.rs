@@ -157,7 +157,7 @@ impl Tty {
         Err(Errno::ERESTARTSYS)
     }
 
-    fn read(&self, file: &File, buf: &mut IoBuf<'_>) -> SysResult {
+    fn read(&self, buf: &mut IoBuf<'_>, nonblock: bool) -> SysResult {
         self.check_background(sys::SIGTTIN)?;
         let (canonical, min, time) = self.with_ldisc(|l| {
             let t = l.termios();
@@ -188,7 +188,7 @@ impl Tty {
             if done >= want && (canonical || want > 0 || time == 0 || done > 0) {
                 break;
             }
-            if file.nonblocking() {
+            if nonblock {
                 return if done > 0 {
                     Ok(done)
                 } else {
@@ -326,7 +326,11 @@ struct TtyFile;
 
 impl FileOps for TtyFile {
     fn read(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
-        TTY.read(file, buf)
+        TTY.read(buf, file.nonblocking())
+    }
+
+    fn try_read(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        TTY.read(buf, true)
     }
 
     fn write(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {

@@ -24,6 +24,14 @@ impl PipeEnd {
         pipe.enter(reads, writes);
         Arc::new(PipeEnd { pipe: pipe.clone() })
     }
+
+    fn put(&self, buf: &mut IoBuf<'_>, nonblock: bool) -> SysResult {
+        let result = self.pipe.write(buf, nonblock);
+        if result == Err(Errno::EPIPE) {
+            caller::send_sigpipe();
+        }
+        result
+    }
 }
 
 /// Whether an open file reads, and whether it writes.
@@ -38,11 +46,15 @@ impl FileOps for PipeEnd {
     }
 
     fn write(&self, file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
-        let result = self.pipe.write(buf, file.nonblocking());
-        if result == Err(Errno::EPIPE) {
-            caller::send_sigpipe();
-        }
-        result
+        self.put(buf, file.nonblocking())
+    }
+
+    fn try_read(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.pipe.read(buf, true)
+    }
+
+    fn try_write(&self, _file: &File, buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        self.put(buf, true)
     }
 
     fn seekable(&self) -> bool {
