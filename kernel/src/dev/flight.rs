@@ -18,7 +18,7 @@ use super::block::{self, Disk, Memory, SECTOR};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
-use crate::fs::{Object, blockdev};
+use crate::fs::{Kept, KeptSpan, Object, blockdev};
 use crate::sync::IrqLock;
 use crate::task::{Sleep, WaitQueue};
 
@@ -30,6 +30,8 @@ enum Keeper {
     Fill(PinnedPages<X86, Write, Own>),
     /// And the cache of what is overwritten.
     Drain(PinnedPages<X86, Read, Own>, Arc<Object>),
+    /// Who has the pins himself; and the cache, if something is overwritten.
+    Kept(Arc<dyn Kept>, Option<Arc<Object>>),
 }
 
 impl Keeper {
@@ -37,6 +39,13 @@ impl Keeper {
         match self {
             Keeper::Fill(pins) => Memory::to_fill(pins, skip, len),
             Keeper::Drain(pins, _) => Memory::to_drain(pins, skip, len),
+            Keeper::Kept(owner, cache) => {
+                let (pins, skip) = owner.pages(skip as usize)?;
+                match cache {
+                    Some(_) => Memory::to_drain(pins, skip as u64, len),
+                    None => Memory::to_fill(pins, skip as u64, len),
+                }
+            }
         }
     }
 }
@@ -91,6 +100,19 @@ impl Request {
         Request::new(job, sector, skip, len, Keeper::Drain(pins, cache))
     }
 
+    /// A part of `job` that uses `len` bytes of memory that is pinned already: what fills it has no `cache` to change. `None`: as
+    /// above, or they lie in two pins.
+    pub fn lent(
+        job: &Arc<Job>,
+        sector: u64,
+        span: KeptSpan<'_>,
+        len: u64,
+        cache: Option<Arc<Object>>,
+    ) -> Option<Box<Request>> {
+        let keeper = Keeper::Kept(span.owner.clone(), cache);
+        Request::new(job, sector, span.at as u64, len, keeper)
+    }
+
     pub fn memory(&self) -> Memory<'_> {
         self.keeper
             .memory(self.skip, self.len)
@@ -112,7 +134,7 @@ impl Request {
             len,
             ..
         } = self;
-        if let Keeper::Drain(_, cache) = &keeper {
+        if let Keeper::Drain(_, cache) | Keeper::Kept(_, Some(cache)) = &keeper {
             let (first, end) = (sector * SECTOR, sector * SECTOR + len);
             blockdev::changed(cache, first..end);
         }

@@ -1,6 +1,6 @@
 //! Block special files: a disk as one long file.
 //!
-//! With `O_DIRECT` the caller's pages are pinned and the device is given their addresses: nothing is copied. All must lie on
+//! With `O_DIRECT` the caller's pages are pinned, if they are not already, and the device is given their addresses: nothing is copied. All must lie on
 //! the disk's blocks then. Without it, and for the kernel's own buffers, reads and writes use the disk's page cache, which
 //! mappings show too, and `writeback` writes what is dirty. A direct transfer has the dirty pages of its range written first; a
 //! direct write takes what it has changed out of the cache (`mm::object::cache`, rule 5).
@@ -22,17 +22,16 @@ use super::attr::{major, minor};
 use super::content::Content;
 use super::file::File;
 use super::inode::{FileOps, Mappable, Object};
-use super::iobuf::{IoBuf, UserSpan};
-use super::{mapped, writeback};
+use super::iobuf::{Front, IoBuf};
+use super::{direct, mapped, writeback};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{self, Disk, Memory, PIECES, SECTOR, Way};
 use crate::dev::flight::{self, Job, Request};
 use crate::sync::RwLock;
-use crate::task::current;
 use crate::task::space::can_wait;
-use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
+use mm::gup::{PageSlot, Read, Write};
 use mm::object::cache::Dirty;
 use mm::object::{Source, Unfilled};
 use mm::{CanWait, Errno, PAGE_SIZE};
@@ -170,15 +169,6 @@ pub fn sync() {
     }
 }
 
-/// Pinned pages, how many bytes of them to skip, how many to use.
-type Part<A, S> = (PinnedPages<X86, A, S>, u64, u64);
-
-/// How many pages of `span` a transfer of at most `most` bytes uses.
-fn pages(span: UserSpan, most: usize) -> usize {
-    let end = span.addr % PAGE_SIZE + most.min(span.len) as u64;
-    end.div_ceil(PAGE_SIZE).min(PIECES as u64) as usize
-}
-
 /// Shared by who copies into cached pages, held alone by who drops them because a direct write has come past them: so nobody
 /// copies into a page that has left.
 static COPIES: RwLock<()> = RwLock::new(());
@@ -206,19 +196,19 @@ impl Device {
         buf: &mut IoBuf<'_>,
         pos: &mut u64,
         len: usize,
-        step: impl Fn(UserSpan, u64, usize) -> SysResult,
+        step: impl Fn(Front<'_>, u64, u64) -> SysResult,
     ) -> SysResult {
         let mask = u64::from(self.disk.block()) - 1;
         // As Linux, whose disks take any memory that begins on a sector.
-        if *pos & mask != 0 || !buf.user_aligned(mask) {
+        if *pos & mask != 0 || !buf.is_aligned(mask) {
             return Err(Errno::EINVAL);
         }
         let mut done = 0;
         while done < len {
-            let Some(span) = buf.user_span() else {
+            let Some(front) = buf.front() else {
                 break;
             };
-            match step(span, *pos, len - done) {
+            match step(front, *pos, (len - done) as u64) {
                 Ok(n) => {
                     buf.skip(n);
                     *pos += n as u64;
@@ -232,56 +222,41 @@ impl Device {
         Ok(done)
     }
 
-    /// Pins the pages at the front of `span`; how many bytes are skipped in the first of them, and how many of the at most `most`
-    /// that follow are there. `EFAULT` if not even a block of them is.
-    fn pin<A: Access, S: Slots>(
-        &self,
-        span: UserSpan,
-        most: usize,
-        slots: S,
-    ) -> Result<Part<A, S>, Errno> {
-        let space = current().space().ok_or(Errno::EFAULT)?;
-        let (wait, flags) = (&mut can_wait(), GupFlags::empty());
-        let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
-        let skip = span.addr % PAGE_SIZE;
-        let len = (pins.len() as u64 * PAGE_SIZE)
-            .saturating_sub(skip)
-            .min(most.min(span.len) as u64);
-        match len & !(u64::from(self.disk.block()) - 1) {
-            0 => Err(Errno::EFAULT),
-            len => Ok((pins, skip, len)),
-        }
-    }
-
-    /// One transfer from or to the front of `span`; at most `most` bytes.
-    fn piece(&self, span: UserSpan, pos: u64, most: usize, way: Way) -> SysResult {
-        let mut slots = [PageSlot::EMPTY; PIECES];
-        let slots = &mut slots[..pages(span, most)];
+    /// One transfer from or to what is in front; at most `most` bytes.
+    fn piece(&self, front: Front<'_>, pos: u64, most: u64, way: Way) -> SysResult {
+        let unit = u64::from(self.disk.block());
+        let slots = &mut [PageSlot::EMPTY; PIECES];
         match way {
             Way::Fill => {
-                let (pins, skip, len) = self.pin::<Write, _>(span, most, slots)?;
-                self.transfer(pos, Memory::to_fill(&pins, skip, len), len)
+                let (pages, skip, len) = front.pin::<Write>(most, unit, slots)?;
+                self.transfer(pos, pages.to_fill(skip, len), len)
             }
             Way::Drain => {
-                let (pins, skip, len) = self.pin::<Read, _>(span, most, slots)?;
-                self.transfer(pos, Memory::to_drain(&pins, skip, len), len)
+                let (pages, skip, len) = front.pin::<Read>(most, unit, slots)?;
+                self.transfer(pos, pages.to_drain(skip, len), len)
             }
         }
     }
 
     /// The same, begun as a part of `job`.
-    fn launch(&self, span: UserSpan, pos: u64, most: usize, way: Way, job: &Arc<Job>) -> SysResult {
-        let slots = vec![PageSlot::EMPTY; pages(span, most)];
-        let sector = pos / SECTOR;
-        let (request, len) = match way {
-            Way::Fill => {
-                let (pins, skip, len) = self.pin::<Write, _>(span, most, slots)?;
+    fn launch(&self, front: Front<'_>, pos: u64, most: u64, way: Way, job: &Arc<Job>) -> SysResult {
+        let (sector, unit) = (pos / SECTOR, u64::from(self.disk.block()));
+        let cache = || self.content.object().clone();
+        let (request, len) = match (front, way) {
+            (Front::User(span), Way::Fill) => {
+                let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
+                let (pins, skip, len) = direct::pin::<Write, _>(span, most, unit, slots)?;
                 (Request::fill(job, sector, pins, skip, len), len)
             }
-            Way::Drain => {
-                let (pins, skip, len) = self.pin::<Read, _>(span, most, slots)?;
-                let cache = self.content.object().clone();
-                (Request::drain(job, sector, pins, skip, len, cache), len)
+            (Front::User(span), Way::Drain) => {
+                let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
+                let (pins, skip, len) = direct::pin::<Read, _>(span, most, unit, slots)?;
+                (Request::drain(job, sector, pins, skip, len, cache()), len)
+            }
+            (Front::Kept(span), way) => {
+                let (_, _, len) = span.part(most, unit)?;
+                let cache = (way == Way::Drain).then(cache);
+                (Request::lent(job, sector, span, len, cache), len)
             }
         };
         flight::begin(self.disk, request.ok_or(Errno::EFAULT)?);
@@ -312,7 +287,7 @@ impl Device {
     }
 
     fn is_direct(file: &File, buf: &IoBuf<'_>) -> bool {
-        file.flags() & sys::O_DIRECT != 0 && buf.user_span().is_some()
+        file.flags() & sys::O_DIRECT != 0 && buf.front().is_some()
     }
 }
 
@@ -323,8 +298,8 @@ impl FileOps for Device {
             Ok(0)
         } else if Device::is_direct(file, buf) {
             self.settle(*pos..*pos + len as u64)?;
-            self.direct(buf, pos, len, |span, pos, most| {
-                self.piece(span, pos, most, Way::Fill)
+            self.direct(buf, pos, len, |front, pos, most| {
+                self.piece(front, pos, most, Way::Fill)
             })
         } else {
             self.read_cached(buf, pos)
@@ -341,8 +316,8 @@ impl FileOps for Device {
         } else if Device::is_direct(file, buf) {
             let start = *pos;
             self.settle(start..start + len as u64)?;
-            let done = self.direct(buf, pos, len, |span, pos, most| {
-                self.piece(span, pos, most, Way::Drain)
+            let done = self.direct(buf, pos, len, |front, pos, most| {
+                self.piece(front, pos, most, Way::Drain)
             });
             // Also of one that failed: nobody knows how far it came.
             self.changed(start..start + len as u64);
@@ -383,8 +358,8 @@ impl FileOps for Device {
         if let Err(errno) = self.settle(pos..pos + len as u64) {
             return Some(Err(errno));
         }
-        Some(self.direct(buf, &mut pos, len, |span, pos, most| {
-            self.launch(span, pos, most, way, job)
+        Some(self.direct(buf, &mut pos, len, |front, pos, most| {
+            self.launch(front, pos, most, way, job)
         }))
     }
 
@@ -435,10 +410,10 @@ impl FileOps for Device {
                 self.changed(0..self.bytes());
             }
             BLKDISCARD => {
+                let [start, len]: [u64; 2] = get_user(arg)?;
                 if !file.writable() {
                     return Err(Errno::EBADF);
                 }
-                let [start, len]: [u64; 2] = get_user(arg)?;
                 let end = start.checked_add(len).filter(|end| *end <= self.bytes());
                 if end.is_none() || len == 0 || (start | len) & (u64::from(block) - 1) != 0 {
                     return Err(Errno::EINVAL);

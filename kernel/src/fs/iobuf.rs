@@ -1,14 +1,17 @@
-//! The caller's memory in a read or write: user addresses or kernel slices behind one face.
+//! The caller's memory in a read or write: user addresses, pages that he has pinned, or kernel slices behind one face.
 //!
 //! An `IoBuf` is consumed from the front. Bytes go in with `put*` (the file is being read) or come out with
 //! `take*` (it is being written). A copy that meets a bad user address stops there and reports how much went
 //! through, so that calls return partial results as Linux does. User copies may fault and sleep: never hold a
 //! spin lock or a folio lock around them.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use crate::arch::uaccess;
+use crate::arch::{X86, uaccess};
 use mm::Errno;
+use mm::gup::{LongtermPin, PageSlot, Write};
 
 /// One piece of user memory.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +20,34 @@ pub struct UserSpan {
     pub len: usize,
 }
 
+/// Pages that stay pinned for as long as their owner lives.
+pub type LongPin = LongtermPin<X86, Write, Vec<PageSlot>>;
+
+/// Memory that is pinned for long, and lent to one transfer after the other.
+pub trait Kept: Send + Sync {
+    /// The pages that byte `at` and those after it lie in, and where in them that is.
+    fn pages(&self, at: usize) -> Option<(&LongPin, usize)>;
+}
+
+/// `len` bytes of such memory, from byte `at` on.
 #[derive(Clone, Copy)]
-enum Piece {
+pub struct KeptSpan<'a> {
+    pub owner: &'a Arc<dyn Kept>,
+    pub at: usize,
+    pub len: usize,
+}
+
+/// What a device can be given of a buffer: its next bytes in a row.
+#[derive(Clone, Copy)]
+pub enum Front<'a> {
     User(UserSpan),
+    Kept(KeptSpan<'a>),
+}
+
+#[derive(Clone, Copy)]
+enum Piece<'a> {
+    User(UserSpan),
+    Kept(KeptSpan<'a>),
     Kernel {
         ptr: *mut u8,
         len: usize,
@@ -27,9 +55,15 @@ enum Piece {
     },
 }
 
+/// Where a copy goes to or comes from.
+enum Place {
+    User(u64),
+    Kernel { ptr: *mut u8, writable: bool },
+}
+
 /// What is left of the caller's buffer.
 pub struct IoBuf<'a> {
-    piece: Piece,
+    piece: Piece<'a>,
     rest: &'a [UserSpan],
     left: usize,
     _memory: PhantomData<&'a mut [u8]>,
@@ -57,6 +91,16 @@ impl<'a> IoBuf<'a> {
             piece: Piece::User(first),
             rest,
             left,
+            _memory: PhantomData,
+        }
+    }
+
+    /// Memory that is pinned.
+    pub fn kept(span: KeptSpan<'a>) -> IoBuf<'a> {
+        IoBuf {
+            piece: Piece::Kept(span),
+            rest: &[],
+            left: span.len,
             _memory: PhantomData,
         }
     }
@@ -105,20 +149,25 @@ impl<'a> IoBuf<'a> {
         }
     }
 
-    /// Where the next bytes are, if that is user memory.
-    pub fn user_span(&self) -> Option<UserSpan> {
+    /// Where the next bytes are, if that is memory of the caller's.
+    pub fn front(&self) -> Option<Front<'a>> {
         match self.piece {
-            Piece::User(s) if s.len > 0 => Some(s),
-            Piece::User(_) => self.rest.iter().copied().find(|s| s.len > 0),
+            Piece::User(s) if s.len > 0 => Some(Front::User(s)),
+            Piece::User(_) => {
+                let next = self.rest.iter().copied().find(|s| s.len > 0);
+                next.map(Front::User)
+            }
+            Piece::Kept(s) => (s.len > 0).then_some(Front::Kept(s)),
             Piece::Kernel { .. } => None,
         }
     }
 
-    /// Whether every piece of user memory begins and is long as `mask` (a power of two less one) says.
-    pub fn user_aligned(&self, mask: u64) -> bool {
+    /// Whether every piece of the caller's memory begins and is long as `mask` (a power of two less one) says.
+    pub fn is_aligned(&self, mask: u64) -> bool {
         let good = |s: &UserSpan| (s.addr | s.len as u64) & mask == 0;
         match &self.piece {
             Piece::User(s) => good(s) && self.rest.iter().all(good),
+            Piece::Kept(s) => (s.at | s.len) as u64 & mask == 0,
             Piece::Kernel { .. } => false,
         }
     }
@@ -143,13 +192,13 @@ impl<'a> IoBuf<'a> {
             let n = len - unsafe { uaccess::copy_out(s.addr, src, len) };
             return self.used(s, n);
         }
-        self.each(len, |piece, done, n| match piece {
+        self.each(len, |place, done, n| match place {
             // SAFETY: the caller's bytes from `done` on; `each` keeps `done + n` within `len`.
-            Piece::User(s) => n - unsafe { uaccess::copy_out(s.addr, src.add(done), n) },
-            Piece::Kernel {
+            Place::User(addr) => n - unsafe { uaccess::copy_out(addr, src.add(done), n) },
+            Place::Kernel {
                 writable: false, ..
             } => 0,
-            Piece::Kernel { ptr, .. } => {
+            Place::Kernel { ptr, .. } => {
                 // SAFETY: as above; the destination was lent and has `n` bytes left. It may be the same page.
                 unsafe { core::ptr::copy(src.add(done), ptr, n) };
                 n
@@ -170,10 +219,10 @@ impl<'a> IoBuf<'a> {
             let n = len - unsafe { uaccess::copy_in(dst, s.addr, len) };
             return self.used(s, n);
         }
-        self.each(len, |piece, done, n| match piece {
+        self.each(len, |place, done, n| match place {
             // SAFETY: the caller's bytes from `done` on; `each` keeps `done + n` within `len`.
-            Piece::User(s) => n - unsafe { uaccess::copy_in(dst.add(done), s.addr, n) },
-            Piece::Kernel { ptr, .. } => {
+            Place::User(addr) => n - unsafe { uaccess::copy_in(dst.add(done), addr, n) },
+            Place::Kernel { ptr, .. } => {
                 // SAFETY: as above; the source was lent and has `n` bytes left. It may be the same page: a file that
                 // is spliced to itself.
                 unsafe { core::ptr::copy(ptr.cast_const(), dst.add(done), n) };
@@ -193,15 +242,25 @@ impl<'a> IoBuf<'a> {
         n
     }
 
-    /// Walks up to `len` bytes piece by piece. `copy(piece, done, n)` moves `n` bytes and says how many it could.
+    /// Walks up to `len` bytes piece by piece, of pinned pages page by page. `copy(place, done, n)` moves `n` bytes and says how
+    /// many it could.
     #[inline]
-    fn each(&mut self, len: usize, mut copy: impl FnMut(Piece, usize, usize) -> usize) -> usize {
+    fn each(&mut self, len: usize, mut copy: impl FnMut(Place, usize, usize) -> usize) -> usize {
         let len = len.min(self.left);
         let mut done = 0;
         while done < len {
-            let here = match self.piece {
-                Piece::User(s) => s.len,
-                Piece::Kernel { len, .. } => len,
+            let (place, here) = match self.piece {
+                Piece::User(s) => (Place::User(s.addr), s.len),
+                Piece::Kept(s) => {
+                    let pages = s.owner.pages(s.at);
+                    let Some((ptr, run)) = pages.and_then(|(pages, at)| pages.byte(at)) else {
+                        break;
+                    };
+                    // A page that `owner` keeps pinned for writing while it is borrowed.
+                    let writable = true;
+                    (Place::Kernel { ptr, writable }, run.min(s.len))
+                }
+                Piece::Kernel { ptr, len, writable } => (Place::Kernel { ptr, writable }, len),
             };
             if here == 0 {
                 let Some((next, rest)) = self.rest.split_first() else {
@@ -212,7 +271,7 @@ impl<'a> IoBuf<'a> {
                 continue;
             }
             let n = here.min(len - done);
-            let moved = copy(self.piece, done, n);
+            let moved = copy(place, done, n);
             self.skip_in_piece(moved);
             done += moved;
             if moved < n {
@@ -228,6 +287,10 @@ impl<'a> IoBuf<'a> {
         match &mut self.piece {
             Piece::User(s) => {
                 s.addr = s.addr.wrapping_add(n as u64);
+                s.len -= n;
+            }
+            Piece::Kept(s) => {
+                s.at += n;
                 s.len -= n;
             }
             Piece::Kernel { ptr, len, .. } => {
@@ -276,13 +339,13 @@ impl<'a> IoBuf<'a> {
 
     /// Puts up to `len` zero bytes; returns how many went through.
     pub fn put_zeros(&mut self, len: usize) -> usize {
-        self.each(len, |piece, _, n| match piece {
-            Piece::User(s) => n - uaccess::clear_user(s.addr, n),
-            Piece::Kernel {
+        self.each(len, |place, _, n| match place {
+            Place::User(addr) => n - uaccess::clear_user(addr, n),
+            Place::Kernel {
                 writable: false, ..
             } => 0,
-            Piece::Kernel { ptr, .. } => {
-                // SAFETY: lent as `&mut [u8]`, `n` bytes left.
+            Place::Kernel { ptr, .. } => {
+                // SAFETY: lent to be written, `n` bytes left.
                 unsafe { core::ptr::write_bytes(ptr, 0, n) };
                 n
             }

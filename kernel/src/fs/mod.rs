@@ -1,7 +1,7 @@
 //! Files: names, open files, and the file systems behind them.
 //!
 //! Rooms: `attr inode` what a file is · `dentry mount path` names · `file fdtable context flock records` what a process
-//! has open and where it stands · `access` what it may · `iobuf` the caller's memory · `poll epoll eventfd` waiting for several things ·
+//! has open and where it stands · `access` what it may · `iobuf direct` the caller's memory · `poll epoll eventfd` waiting for several things ·
 //! `content tmpfs secretmem` files in memory · `ext4 writeback` files on disks · `pipe fifo socketpair packets` streams · `devfs blockdev devmem edu fb console tty ldisc random` devices · `procfs sysfs
 //! debugfs` the kernel's own facts · `gup_test compound` mm::gup for tests · `cpio boot` where the root comes from · `caller` what we ask of `task`.
 //!
@@ -24,6 +24,7 @@ pub mod debugfs;
 pub mod dentry;
 pub mod devfs;
 pub mod devmem;
+mod direct;
 pub mod edu;
 pub mod epoll;
 pub mod eventfd;
@@ -74,6 +75,6 @@ pub use context::FsContext;
 pub use fdtable::FdTable;
 pub use file::File;
 pub use inode::{Mappable, Object};
-pub use iobuf::{IoBuf, UserSpan};
+pub use iobuf::{IoBuf, Kept, KeptSpan, LongPin, UserSpan};
 pub use names::{lookup_kernel, open_exec};
 pub use path::Path;

@@ -6,22 +6,20 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 use linux_raw_sys::general as sys;
-use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_fast};
+use mm::gup::{PageSlot, Read, Write};
 use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{PreallocationOptions, RangeOperation, ZeroRangeOptions};
 
 use super::file::Place;
 use super::node::{Body, Node, Regular};
 use crate::SysResult;
-use crate::arch::X86;
-use crate::dev::block::{Memory, PIECES, SECTOR};
+use crate::dev::block::{PIECES, SECTOR};
 use crate::fs::blockdev::{copied, moved};
 use crate::fs::caller;
 use crate::fs::file::File;
 use crate::fs::inode::{DirSink, FileOps, Mappable};
-use crate::fs::iobuf::{IoBuf, UserSpan};
+use crate::fs::iobuf::{Front, IoBuf};
 use crate::fs::mapped;
-use crate::task::current;
 use crate::task::space::can_wait;
 
 /// The pages that bytes of a file lie in.
@@ -45,14 +43,6 @@ impl Regular {
             .invalidate(&mut can_wait(), first, end);
     }
 
-    /// What a direct transfer at `pos` can take at once of the front of `buf`.
-    fn span(&self, buf: &IoBuf<'_>, most: u64) -> Option<UserSpan> {
-        let mut span = buf.user_span()?;
-        let room = PIECES as u64 * PAGE_SIZE - span.addr % PAGE_SIZE;
-        span.len = span.len.min(most.min(room) as usize);
-        Some(span)
-    }
-
     /// Straight from the disk into the caller's pages, which it is the caller's affair to have aligned. Holes are zeroes.
     fn read_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
         let bytes = &self.bytes;
@@ -68,10 +58,10 @@ impl Regular {
                 n
             } else {
                 let sectors = (end - *pos).next_multiple_of(SECTOR);
-                let Some(span) = self.span(buf, sectors) else {
+                let Some(front) = buf.front() else {
                     break;
                 };
-                match self.fill(span, *pos, end) {
+                match self.fill(front, sectors, *pos, end) {
                     Ok(0) => continue, // it was punched out meanwhile
                     Ok(n) => {
                         buf.skip(n);
@@ -94,10 +84,10 @@ impl Regular {
         Ok(done)
     }
 
-    /// One transfer into the front of `span`: as far as the file lies in a row there.
-    fn fill(&self, span: UserSpan, pos: u64, end: u64) -> SysResult {
-        let mut slots = [PageSlot::EMPTY; PIECES];
-        let (pins, skip, len) = pin::<Write>(span, &mut slots)?;
+    /// One transfer of at most `most` bytes: as far as the file lies in a row there.
+    fn fill(&self, front: Front<'_>, most: u64, pos: u64, end: u64) -> SysResult {
+        let slots = &mut [PageSlot::EMPTY; PIECES];
+        let (pages, skip, len) = front.pin::<Write>(most, SECTOR, slots)?;
         let bytes = &self.bytes;
         let _blocks = bytes.blocks.read();
         let map = bytes.map(pos, pos + len)?;
@@ -106,7 +96,7 @@ impl Regular {
             return Ok(0);
         };
         let run = run - run % SECTOR;
-        let memory = Memory::to_fill(&pins, skip, run).ok_or(Errno::EFAULT)?;
+        let memory = pages.to_fill(skip, run).ok_or(Errno::EFAULT)?;
         bytes.fs.disk.transfer(first / SECTOR, &memory)?;
         // The last sector is read whole; the file has less.
         let n = run.min(end - pos) as usize;
@@ -118,10 +108,10 @@ impl Regular {
     fn write_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
         let mut done = 0;
         while *pos < end {
-            let Some(span) = self.span(buf, end - *pos) else {
+            let Some(front) = buf.front() else {
                 break;
             };
-            match self.drain(span, *pos) {
+            match self.drain(front, end - *pos, *pos) {
                 Ok(0) => break,
                 Ok(n) => {
                     buf.skip(n);
@@ -136,15 +126,15 @@ impl Regular {
         Ok(done)
     }
 
-    fn drain(&self, span: UserSpan, pos: u64) -> SysResult {
-        let mut slots = [PageSlot::EMPTY; PIECES];
-        let (pins, skip, len) = pin::<Read>(span, &mut slots)?;
+    fn drain(&self, front: Front<'_>, most: u64, pos: u64) -> SysResult {
+        let slots = &mut [PageSlot::EMPTY; PIECES];
+        let (pages, skip, len) = front.pin::<Read>(most, SECTOR, slots)?;
         let len = len - len % self.bytes.fs.block;
         if len == 0 {
             return Ok(0);
         }
         self.bytes.reserve(pos, pos + len)?;
-        let memory = Memory::to_drain(&pins, skip, len).ok_or(Errno::EFAULT)?;
+        let memory = pages.to_drain(skip, len).ok_or(Errno::EFAULT)?;
         let n = self.bytes.store(pos, &memory, len, None)? as usize;
         moved(n);
         Ok(n)
@@ -158,24 +148,6 @@ impl Regular {
         self.write_back(start..*pos)?;
         self.changed(start..*pos);
         Ok(n)
-    }
-}
-
-type Pinned<'s, A> = (PinnedPages<X86, A, &'s mut [PageSlot]>, u64, u64);
-
-/// Pins the pages at the front of a span; how many bytes to skip in the first, how many whole sectors' bytes follow.
-fn pin<A: Access>(span: UserSpan, slots: &mut [PageSlot; PIECES]) -> Result<Pinned<'_, A>, Errno> {
-    let skip = span.addr % PAGE_SIZE;
-    let pages = (skip + span.len as u64).div_ceil(PAGE_SIZE) as usize;
-    let slots = slots.get_mut(..pages).ok_or(Errno::EFAULT)?;
-    let space = current().space().ok_or(Errno::EFAULT)?;
-    let (wait, flags) = (&mut can_wait(), GupFlags::empty());
-    let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
-    let len = (pins.len() as u64 * PAGE_SIZE).saturating_sub(skip);
-    let len = len.min(span.len as u64);
-    match len - len % SECTOR {
-        0 => Err(Errno::EFAULT),
-        len => Ok((pins, skip, len)),
     }
 }
 
@@ -225,11 +197,11 @@ impl Node {
     }
 
     fn is_direct(&self, file: &File, buf: &IoBuf<'_>, pos: u64) -> Result<bool, Errno> {
-        if file.flags() & sys::O_DIRECT == 0 || buf.user_span().is_none() {
+        if file.flags() & sys::O_DIRECT == 0 || buf.front().is_none() {
             return Ok(false);
         }
         let mask = u64::from(self.fs.disk.block()) - 1;
-        match pos & mask == 0 && buf.user_aligned(mask) {
+        match pos & mask == 0 && buf.is_aligned(mask) {
             true => Ok(true),
             false => Err(Errno::EINVAL),
         }
@@ -257,7 +229,6 @@ impl Node {
         }
         let start = *pos;
         let end = limit.min(start.saturating_add(buf.left() as u64));
-        regular.content.object().clear_tail(start);
         regular.write_back(start..end)?;
         let done = regular.write_direct(buf, pos, end);
         regular.changed(start..end);
@@ -385,8 +356,7 @@ impl FileOps for Node {
             file.changed(offset..end);
         }
         if grows {
-            object.clear_tail(end);
-            object.extend(end);
+            file.content.object().extend(end);
         }
         self.modified();
         Ok(())

@@ -1,0 +1,104 @@
+//! The caller's pages for a device (O_DIRECT): pinned for one transfer, or lent by who keeps them pinned for longer.
+#![forbid(unsafe_code)]
+
+use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Slots, Write, pin_user_pages_fast};
+use mm::{Errno, PAGE_SIZE};
+
+use super::iobuf::{Front, KeptSpan, LongPin, UserSpan};
+use crate::arch::X86;
+use crate::dev::block::{Memory, PIECES};
+use crate::task::current;
+use crate::task::space::can_wait;
+
+/// Pinned pages, how many bytes of them to skip, how many to use.
+pub type Part<P> = (P, u64, u64);
+
+/// Pages of one transfer.
+pub enum Pages<'a, A: Access> {
+    Pinned(PinnedPages<X86, A, &'a mut [PageSlot]>),
+    Kept(&'a LongPin),
+}
+
+impl Pages<'_, Write> {
+    /// As [`Memory::to_fill`].
+    pub fn to_fill(&self, skip: u64, len: u64) -> Option<Memory<'_>> {
+        match self {
+            Pages::Pinned(pins) => Memory::to_fill(pins, skip, len),
+            Pages::Kept(pins) => Memory::to_fill(pins, skip, len),
+        }
+    }
+}
+
+impl<A: Access> Pages<'_, A> {
+    /// As [`Memory::to_drain`].
+    pub fn to_drain(&self, skip: u64, len: u64) -> Option<Memory<'_>> {
+        match self {
+            Pages::Pinned(pins) => Memory::to_drain(pins, skip, len),
+            Pages::Kept(pins) => Memory::to_drain(pins, skip, len),
+        }
+    }
+}
+
+/// How many pages of `span` a transfer of at most `most` bytes uses.
+pub fn pages(span: UserSpan, most: u64) -> usize {
+    let end = span.addr % PAGE_SIZE + most.min(span.len as u64);
+    end.div_ceil(PAGE_SIZE).min(PIECES as u64) as usize
+}
+
+/// Whole units of `len` bytes; EFAULT if not even one is there.
+fn whole(len: u64, unit: u64) -> Result<u64, Errno> {
+    match len - len % unit {
+        0 => Err(Errno::EFAULT),
+        len => Ok(len),
+    }
+}
+
+/// Pins the pages at the front of `span`, as many as there are slots: at most `most` bytes, and whole units. EFAULT.
+pub fn pin<A: Access, S: Slots>(
+    span: UserSpan,
+    most: u64,
+    unit: u64,
+    slots: S,
+) -> Result<Part<PinnedPages<X86, A, S>>, Errno> {
+    let space = current().space().ok_or(Errno::EFAULT)?;
+    let (wait, flags) = (&mut can_wait(), GupFlags::empty());
+    let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
+    let skip = span.addr % PAGE_SIZE;
+    let len = (pins.len() as u64 * PAGE_SIZE).saturating_sub(skip);
+    let len = whole(len.min(most).min(span.len as u64), unit)?;
+    Ok((pins, skip, len))
+}
+
+impl<'a> KeptSpan<'a> {
+    /// The same of what is pinned already.
+    pub fn part(self, most: u64, unit: u64) -> Result<Part<&'a LongPin>, Errno> {
+        let (pins, at) = self.owner.pages(self.at).ok_or(Errno::EFAULT)?;
+        let at = at as u64;
+        let len = (pins.len() as u64 * PAGE_SIZE).saturating_sub(at);
+        let room = PIECES as u64 * PAGE_SIZE - at % PAGE_SIZE;
+        let len = whole(len.min(room).min(most).min(self.len as u64), unit)?;
+        Ok((pins, at, len))
+    }
+}
+
+impl<'a> Front<'a> {
+    /// Pages for one transfer, pinned if they are not.
+    pub fn pin<A: Access>(
+        self,
+        most: u64,
+        unit: u64,
+        slots: &'a mut [PageSlot; PIECES],
+    ) -> Result<Part<Pages<'a, A>>, Errno> {
+        match self {
+            Front::User(span) => {
+                let slots = &mut slots[..pages(span, most)];
+                let (pins, skip, len) = pin(span, most, unit, slots)?;
+                Ok((Pages::Pinned(pins), skip, len))
+            }
+            Front::Kept(span) => {
+                let (pins, skip, len) = span.part(most, unit)?;
+                Ok((Pages::Kept(pins), skip, len))
+            }
+        }
+    }
+}
