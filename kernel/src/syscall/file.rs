@@ -108,7 +108,7 @@ fn pwritev(f: &mut TrapFrame) -> SysResult {
 }
 
 /// RWF_ flags of writes that are on the medium when they return.
-const RWF_SYNCED: u32 = sys::RWF_DSYNC | sys::RWF_SYNC;
+pub const RWF_SYNCED: u32 = sys::RWF_DSYNC | sys::RWF_SYNC;
 
 /// EOPNOTSUPP for flags of one read or write that are not there.
 pub fn vector_flags(flags: u64) -> Result<(), Errno> {

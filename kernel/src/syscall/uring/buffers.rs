@@ -1,19 +1,18 @@
 //! Registered buffers: user memory pinned for as long as the ring, or the program, likes.
 //!
 //! Requests reach the pages that were pinned, whatever the program maps at those addresses by then. A request keeps
-//! its buffer by a reference, so unregistering does not take pages from under it.
+//! its buffer by a reference, so unregistering does not take pages from under it, nor from under a disk (`fs::Kept`).
+#![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::SysResult;
-use crate::arch::X86;
 use crate::arch::uaccess::get_user;
-use crate::fs::IoBuf;
+use crate::fs::{Kept, LongPin};
 use crate::task::locked::Account;
 use crate::task::space::can_wait;
 use crate::task::{Space, current};
-use mm::gup::{GupFlags, LongtermPin, PageSlot, Write, pin_longterm};
+use mm::gup::{GupFlags, PageSlot, pin_longterm};
 use mm::{Errno, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -25,7 +24,7 @@ const LARGEST: u64 = 1 << 30;
 pub struct Buffer {
     addr: u64,
     len: u64,
-    pins: Vec<LongtermPin<X86, Write, Vec<PageSlot>>>,
+    pins: Vec<LongPin>,
     _account: Account,
 }
 
@@ -73,36 +72,12 @@ impl Buffer {
         }
         Ok((self.addr % PAGE_SIZE + from) as usize)
     }
+}
 
-    /// Runs `f` on the `len` bytes from offset `at` on, a page or less at a time, until it moves less than it was
-    /// given; how many it moved. An error counts only if nothing was moved.
-    pub fn each(
-        &self,
-        at: usize,
-        len: usize,
-        mut f: impl FnMut(&mut IoBuf<'_>) -> SysResult,
-    ) -> SysResult {
-        let mut done = 0;
-        while done < len {
-            let (page, in_page) = ((at + done) / PAGE, (at + done) % PAGE);
-            let Some((bytes, run)) = self.pins[page / RUN].byte(page % RUN * PAGE + in_page) else {
-                return Err(Errno::EFAULT);
-            };
-            let n = run.min(len - done);
-            // SAFETY: `n` bytes of a page that `pins` holds, pinned for writing, while `self` is borrowed.
-            let mut buf = unsafe { IoBuf::kernel_raw(bytes, n, true) };
-            match f(&mut buf) {
-                Ok(moved) => {
-                    done += moved;
-                    if moved < n {
-                        break;
-                    }
-                }
-                Err(e) if done == 0 => return Err(e),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
+impl Kept for Buffer {
+    fn pages(&self, at: usize) -> Option<(&LongPin, usize)> {
+        let pin = self.pins.get(at / PAGE / RUN)?;
+        Some((pin, at % (RUN * PAGE)))
     }
 }
 

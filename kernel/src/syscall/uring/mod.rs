@@ -3,13 +3,18 @@
 //! `memory` the shared pages · `queues` the two queues in them · `request` what can be asked · `buffers` memory pinned for
 //! long (LT-2) · `timeout` · `ring` the file that holds it all. Here are the three calls.
 //!
-//! A request runs when it is submitted, in the thread that submits it. One whose file is not ready is parked: a
-//! watcher of the file calls for work (`Queues::call_for_work`), which wakes who waits for the ring, makes it readable
-//! to poll and sets `IORING_SQ_TASKRUN`; whoever enters the kernel for the ring next runs it, if the addresses are his.
-//! There are no worker threads: a program that only looks at the completion queue, and never at that flag (liburing
+//! A request runs when it is submitted, in the thread that submits it. It never waits for what another program does: one
+//! that would (`FileOps::try_read` says EAGAIN) is parked, and is *called* when its file changes. That wakes who waits for
+//! the ring, makes it readable to poll for whom the addresses belong to, and sets `IORING_SQ_TASKRUN`; he who enters the kernel
+//! for the ring next and has that address space runs it. A request stays called until it is attempted again, so nobody takes
+//! the call from him whom it is for: other processes may have the ring, too.
+//! What a file can do by itself (`FileOps::begin`: a disk that was opened with O_DIRECT) is begun at submission, and its
+//! completion is posted when the device has done it, by the thread `disks`; the file and the queues last until then, the ring
+//! and the program need not.
+//! There are no worker threads: other files of disks are waited for, and a program that only looks at the completion queue, and never at that flag (liburing
 //! does), does not see parked requests end.
 //!
-//! No lock is held while a request runs.
+//! No lock is held while a request runs: who cancels it meanwhile hears EALREADY, and it is not parked again.
 
 mod buffers;
 pub mod memory;

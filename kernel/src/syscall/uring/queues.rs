@@ -68,8 +68,10 @@ pub struct Queues {
     cq_tail: AtomicU32,
     /// Something in the backlog.
     overflown: AtomicBool,
-    /// Requests that waited may go on.
-    work: AtomicBool,
+    /// Parked requests that are called.
+    called: AtomicU32,
+    /// How often somebody was told to look for them.
+    calls: AtomicU64,
     /// When the first timeout is due; `u64::MAX`: there is none.
     pub(super) due: AtomicU64,
     /// The timekeeper knows this ring.
@@ -95,7 +97,8 @@ impl Queues {
             }),
             cq_tail: AtomicU32::new(0),
             overflown: AtomicBool::new(false),
-            work: AtomicBool::new(false),
+            called: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
             kept: AtomicBool::new(false),
             waiters: WaitQueue::new(),
@@ -238,26 +241,34 @@ impl Queues {
         self.watchers.notify();
     }
 
-    /// A request that waited may go on: whoever enters the kernel for this ring runs it.
+    /// A request that waited may go on: who waits for the ring looks whether it is his.
     pub fn call_for_work(&self) {
-        self.work.store(true, SeqCst);
-        let flags = self.rings.word(at::SQ_FLAGS);
-        flags.fetch_or(sys::IORING_SQ_TASKRUN, SeqCst);
+        self.calls.fetch_add(1, SeqCst);
         self.announce();
     }
 
-    pub fn has_work(&self) -> bool {
-        self.work.load(SeqCst)
+    /// Changes by each call for work: who has looked for work and saw the same before need not look again.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(SeqCst)
     }
 
-    /// Whether there is work, which the caller does now.
-    pub fn take_work(&self) -> bool {
-        let had = self.work.swap(false, SeqCst);
-        if had {
-            let flags = self.rings.word(at::SQ_FLAGS);
+    /// One more parked request is called, or one less. The program sees whether there are any.
+    pub fn count_called(&self, more: bool) {
+        let flags = self.rings.word(at::SQ_FLAGS);
+        if more {
+            self.called.fetch_add(1, SeqCst);
+        } else if self.called.fetch_sub(1, SeqCst) == 1 {
             flags.fetch_and(!sys::IORING_SQ_TASKRUN, SeqCst);
         }
-        had
+        // Also where another was called before the flag was lowered.
+        if self.any_called() {
+            flags.fetch_or(sys::IORING_SQ_TASKRUN, SeqCst);
+        }
+    }
+
+    /// Whether some are called, or are just being told so.
+    pub fn any_called(&self) -> bool {
+        self.called.load(SeqCst) != 0
     }
 
     /// Adds a timeout that ends after `count` further completions, if that is not 0; EAGAIN when there are too many.

@@ -3,18 +3,21 @@
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use linux_raw_sys::general::O_DIRECT;
 use linux_raw_sys::io_uring as sys;
 use linux_raw_sys::io_uring::io_uring_op as op;
 
 use super::buffers::{Buffer, Registered};
-use super::queues::Sqe;
-use super::ring::{Ring, Waker};
+use super::queues::{Queues, Sqe};
+use super::ring::{Ring, Waker, told};
 use crate::SysResult;
 use crate::arch::uaccess::get_user;
+use crate::dev::flight::{Finish, Job};
+use crate::fs::attr::Kind;
 use crate::fs::poll::{Notify, Ready};
-use crate::fs::{File, IoBuf, UserSpan};
+use crate::fs::{File, IoBuf, Kept, KeptSpan, UserSpan};
 use crate::syscall::args;
-use crate::syscall::file::vector_flags;
+use crate::syscall::file::{RWF_SYNCED, vector_flags};
 use crate::task::time;
 use crate::task::{Space, current};
 use mm::Errno;
@@ -38,7 +41,7 @@ pub const KNOWN: [op; 11] = [
 enum Memory {
     User(Vec<UserSpan>),
     /// A part of a registered buffer: offset and length.
-    Fixed(Arc<Buffer>, usize, usize),
+    Fixed(Arc<dyn Kept>, usize, usize),
 }
 
 /// A transfer: the only kind of request that may have to wait for its file.
@@ -48,10 +51,12 @@ pub struct Transfer {
     /// `None`: the file's own position.
     pos: Option<u64>,
     write: bool,
+    /// What is written shall be on its disk when this is done.
+    sync: bool,
     memory: Memory,
     /// Whose addresses `memory` has. Weak: the number of a space that is gone is not used again while this lasts.
     space: Weak<Space>,
-    waker: Arc<dyn Notify>,
+    waker: Arc<Waker>,
 }
 
 /// What can be asked.
@@ -223,14 +228,18 @@ fn transfer(ring: &Ring, f: &Fields, what: op) -> Result<Transfer, Errno> {
         off => Some(args::offset(off)?),
     };
     let space = current().space().ok_or(Errno::EFAULT)?;
+    let sync = write
+        && f.op_flags & RWF_SYNCED != 0
+        && matches!(file.dentry().kind(), Kind::Regular | Kind::Block);
     Ok(Transfer {
         user_data: f.user_data,
         file,
         pos,
         write,
+        sync,
         memory,
         space: Arc::downgrade(space),
-        waker: Arc::new(Waker(ring.queues().clone())),
+        waker: Waker::new(ring.queues()),
     })
 }
 
@@ -255,57 +264,101 @@ impl Transfer {
         matches!(self.memory, Memory::User(_)) && self.space.strong_count() == 0
     }
 
-    /// Whether the file would not make its reader or writer wait; if it would, the ring hears of the change.
-    pub fn ready(&self) -> bool {
-        let file = &self.file;
+    pub fn named(&self) -> (u64, Arc<Waker>) {
+        (self.user_data, self.waker.clone())
+    }
+
+    /// Whether the caller should attempt it: its file has changed, and the addresses are his or nobody's.
+    pub fn is_due(&self) -> bool {
+        self.waker.is_called() && (self.is_here() || self.is_lost())
+    }
+
+    /// Whether the file says that it would not make its reader or writer wait; the transfer is called when that changes.
+    fn ready(&self) -> bool {
         let want = match self.write {
             true => Ready::WRITE,
             false => Ready::READ,
         };
-        !file.ops().pollable()
-            || file
-                .poll(Some(&self.waker))
-                .intersects(want | Ready::ALWAYS)
+        let waker: Arc<dyn Notify> = self.waker.clone();
+        let ready = self.file.poll(Some(&waker));
+        ready.intersects(want | Ready::ALWAYS)
     }
 
-    /// Does it; `None`: the file is not ready, and the ring hears when that changes. That a file is O_NONBLOCK makes no
+    /// Does it; `None`: it would have to wait, and is called when that may have changed. That a file is O_NONBLOCK makes no
     /// difference, or nobody could wait for such files here.
     pub fn attempt(&self) -> Option<SysResult> {
+        self.waker.rest();
+        let waits = |done: &SysResult| *done == Err(Errno::EAGAIN) && self.file.ops().pollable();
+        let done = self.move_bytes();
+        if !waits(&done) {
+            return Some(done);
+        }
+        // It may have become ready before we watched it. If it is ready and yet not for this, what changes that calls us.
         if !self.ready() {
             return None;
         }
-        match self.move_bytes() {
-            // Somebody else was quicker: later, as if nothing had been.
-            Err(Errno::ERESTARTSYS | Errno::EAGAIN) if self.file.ops().pollable() => None,
-            done => Some(done),
+        let done = self.move_bytes();
+        (!waits(&done)).then_some(done)
+    }
+
+    fn buf(&self) -> IoBuf<'_> {
+        match &self.memory {
+            Memory::User(spans) => IoBuf::user_vec(spans),
+            Memory::Fixed(owner, at, len) => IoBuf::kept(KeptSpan {
+                owner,
+                at: *at,
+                len: *len,
+            }),
         }
     }
 
     fn move_bytes(&self) -> SysResult {
-        match &self.memory {
-            Memory::User(spans) => self.move_some(&mut IoBuf::user_vec(spans), 0),
-            Memory::Fixed(buffer, at, len) => {
-                let mut done = 0;
-                buffer.each(*at, *len, |buf| {
-                    // Further pages only if that does not wait: what was moved is an answer.
-                    if done != 0 && !self.ready() {
-                        return Ok(0);
-                    }
-                    let n = self.move_some(buf, done)?;
-                    done += n as u64;
-                    Ok(n)
-                })
-            }
+        let (file, buf) = (&self.file, &mut self.buf());
+        let stream = !file.ops().seekable();
+        let done = match (self.pos, self.write) {
+            (None, false) if stream => file.ops().try_read(file, buf, &mut 0),
+            (None, true) if stream => file.ops().try_write(file, buf, &mut 0),
+            (None, false) => file.read(buf),
+            (None, true) => file.write(buf),
+            (Some(pos), false) => file.read_at(buf, pos),
+            (Some(pos), true) => file.write_at(buf, pos),
+        }?;
+        if self.sync {
+            file.fsync()?;
         }
+        Ok(done)
     }
 
-    /// Moves bytes of `buf`, which lie `skip` from the request's first.
-    fn move_some(&self, buf: &mut IoBuf<'_>, skip: u64) -> SysResult {
-        match (self.pos, self.write) {
-            (None, false) => self.file.read(buf),
-            (None, true) => self.file.write(buf),
-            (Some(pos), false) => self.file.read_at(buf, pos.saturating_add(skip)),
-            (Some(pos), true) => self.file.write_at(buf, pos.saturating_add(skip)),
+    /// Begins it, where the file can end it by itself (a disk that was opened with O_DIRECT): then its completion comes when it
+    /// does. `None`: nothing was begun.
+    pub fn begin(&self, queues: &Arc<Queues>) -> Option<Result<(), Errno>> {
+        let pos = self.pos?;
+        if self.sync || self.file.flags() & O_DIRECT == 0 {
+            return None;
         }
+        if let Err(errno) = crate::memory::headroom() {
+            return Some(Err(errno));
+        }
+        let job: Arc<Job> = Arc::new(Job::new(Flight {
+            queues: queues.clone(),
+            user_data: self.user_data,
+            _file: self.file.clone(),
+        }));
+        let (file, buf) = (&self.file, &mut self.buf());
+        let begun = file.ops().begin(file, buf, pos, self.write, &job)?;
+        Some(begun.map(|_| job.begun()))
+    }
+}
+
+/// What is left of a transfer that has been begun: its file stays open.
+struct Flight {
+    queues: Arc<Queues>,
+    user_data: u64,
+    _file: Arc<File>,
+}
+
+impl Finish for Flight {
+    fn finish(&self, result: SysResult) {
+        self.queues.post(self.user_data, told(result));
     }
 }

@@ -5,13 +5,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::mem::take;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use linux_raw_sys::io_uring as sys;
 
 use super::buffers::{self, Registered};
 use super::queues::{Queues, Sqe};
 use super::request::{self, Request, Transfer};
 use super::timeout::{self, Timeout};
+use crate::SysResult;
 use crate::fs::anon::AnonNode;
 use crate::fs::inode::FileOps;
 use crate::fs::poll::{Notify, Ready};
@@ -19,26 +20,83 @@ use crate::fs::{File, Mappable};
 use crate::sync::{Mutex, MutexGuard};
 use crate::task::{Sleep, WaitError, cond_resched, fatal_signal_pending, signal_pending};
 use mm::Errno;
+use spin::Mutex as Spin;
 
 /// A ring.
 pub struct Ring {
     queues: Arc<Queues>,
     /// IORING_SETUP_*.
     flags: u32,
-    parked: Mutex<Vec<Transfer>>,
-    /// Requests that are parked, or were and are being tried again.
-    waiting: AtomicUsize,
+    transfers: Spin<Transfers>,
     registered: Mutex<Registered>,
 }
 
-/// Calls for work when a file's state changes.
-pub struct Waker(pub Arc<Queues>);
+/// Where transfers are that have not ended.
+struct Transfers {
+    parked: Vec<Transfer>,
+    /// Those that somebody attempts, by name.
+    running: Vec<(u64, Arc<Waker>)>,
+}
+
+impl Transfers {
+    /// One that ran does no more.
+    fn ran(&mut self, waker: &Arc<Waker>) {
+        let mut running = self.running.iter();
+        if let Some(i) = running.position(|r| Arc::ptr_eq(&r.1, waker)) {
+            self.running.swap_remove(i);
+        }
+    }
+}
+
+/// A transfer as others see it: called when a file changes that it waits for, so that who can run it looks.
+pub struct Waker {
+    queues: Arc<Queues>,
+    called: AtomicBool,
+    /// It is not parked any more.
+    cancelled: AtomicBool,
+}
+
+impl Waker {
+    pub fn new(queues: &Arc<Queues>) -> Arc<Self> {
+        Arc::new(Waker {
+            queues: queues.clone(),
+            called: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+        })
+    }
+
+    pub fn is_called(&self) -> bool {
+        self.called.load(SeqCst)
+    }
+
+    /// Forgets that it was called: before one looks at what it is called for.
+    pub fn rest(&self) {
+        if self.called.swap(false, SeqCst) {
+            self.queues.count_called(false);
+        }
+    }
+}
 
 impl Notify for Waker {
     fn notify(&self) {
-        self.0.call_for_work();
+        // Counted first: never are more called than counted.
+        self.queues.count_called(true);
+        if self.called.swap(true, SeqCst) {
+            self.queues.count_called(false);
+        } else {
+            self.queues.call_for_work();
+        }
     }
 }
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Transfers that are attempted in one go.
+const BATCH: usize = 16;
 
 impl Ring {
     /// An open file on a new ring. Both numbers are powers of two.
@@ -47,8 +105,10 @@ impl Ring {
         let ring = Ring {
             queues: Arc::new(Queues::new(sq_entries, cq_entries)?),
             flags,
-            parked: Mutex::new(Vec::new()),
-            waiting: AtomicUsize::new(0),
+            transfers: Spin::new(Transfers {
+                parked: Vec::new(),
+                running: Vec::new(),
+            }),
             registered: Mutex::new(Registered::new()),
         };
         Ok(File::new(
@@ -123,9 +183,9 @@ impl Ring {
             }
         };
         match result {
-            Ok(Some(n)) => self.queues.post(user_data, n as i32),
+            Ok(Some(n)) => self.queues.post(user_data, told(Ok(n))),
             Ok(None) => {}
-            Err(e) => self.queues.post(user_data, -told(e)),
+            Err(e) => self.queues.post(user_data, told(Err(e))),
         }
         true
     }
@@ -141,87 +201,128 @@ impl Ring {
                     deadline,
                     target: None,
                 };
+                timeout::keep(&self.queues)?;
                 self.queues.add_timeout(timeout, count)?;
-                timeout::keep(&self.queues).map(|()| None)
+                timeout::added();
+                Ok(None)
             }
             Request::CancelTimeout(name) => self.queues.cancel_timeout(name).map(|()| Some(0)),
-            Request::Cancel(name) => {
-                let mut parked = self.parked.lock();
-                let found = parked.iter().position(|t| t.user_data == name);
-                let gone = found.map(|i| parked.swap_remove(i));
-                drop(parked);
-                if let Some(transfer) = gone {
-                    self.end(&transfer, Err(Errno::ECANCELED));
-                    return Ok(Some(0));
+            Request::Cancel(name) => self.cancel(name).map(|()| Some(0)),
+            Request::Transfer(transfer) => {
+                if let Some(begun) = transfer.begin(&self.queues) {
+                    return begun.map(|()| None);
                 }
-                self.queues.cancel_timeout(name).map(|()| Some(0))
+                self.runs(&transfer)?;
+                self.attempt(transfer, true);
+                Ok(None)
             }
-            Request::Transfer(transfer) => match transfer.attempt() {
-                Some(result) => result.map(Some),
-                None => self.park(transfer).map(|()| None),
-            },
         }
     }
 
-    /// The first time; EAGAIN if too many wait.
-    fn park(&self, transfer: Transfer) -> Result<(), Errno> {
-        let most = self.queues.cq_entries() as usize;
-        let more = |n: usize| (n < most).then_some(n + 1);
-        self.waiting
-            .fetch_update(Relaxed, Relaxed, more)
-            .map_err(|_| Errno::EAGAIN)?;
-        self.keep(transfer).map_err(|_| {
-            self.waiting.fetch_sub(1, Relaxed);
-            Errno::EAGAIN
-        })
+    /// A transfer is attempted from now on: who cancels it finds it.
+    fn runs(&self, transfer: &Transfer) -> Result<(), Errno> {
+        let mut transfers = self.transfers.lock();
+        let running = &mut transfers.running;
+        running.try_reserve(1).map_err(|_| Errno::EAGAIN)?;
+        running.push(transfer.named());
+        Ok(())
     }
 
-    /// Into the list. Its file may have changed while it was in no list and nobody could find it: then there is work.
-    fn keep(&self, transfer: Transfer) -> Result<(), Transfer> {
-        let mut parked = self.parked.lock();
-        if parked.try_reserve(1).is_err() {
-            return Err(transfer);
+    /// Attempts a transfer that is among those that run; `first`: it has not been parked before.
+    fn attempt(&self, transfer: Transfer, first: bool) {
+        let (user_data, waker) = transfer.named();
+        let result = if transfer.is_lost() {
+            Err(Errno::ECANCELED)
+        } else if let Some(result) = transfer.attempt() {
+            result
+        } else {
+            match self.park(transfer, &waker, first) {
+                Ok(()) => return,
+                Err(errno) => Err(errno),
+            }
+        };
+        // Told first: who cancels it and does not find it finds its completion.
+        self.queues.post(user_data, told(result));
+        self.transfers.lock().ran(&waker);
+    }
+
+    /// Parks one that runs, unless it was cancelled or, the first time, too many are (EAGAIN): then it still runs.
+    fn park(&self, transfer: Transfer, waker: &Arc<Waker>, first: bool) -> Result<(), Errno> {
+        let mut transfers = self.transfers.lock();
+        if waker.cancelled.load(SeqCst) {
+            return Err(Errno::ECANCELED);
         }
-        let ready = transfer.is_here() && transfer.ready();
+        let parked = &mut transfers.parked;
+        let full = first && parked.len() >= self.queues.cq_entries() as usize;
+        if full || parked.try_reserve(1).is_err() {
+            return Err(Errno::EAGAIN);
+        }
         parked.push(transfer);
-        drop(parked);
-        if ready {
+        transfers.ran(waker);
+        drop(transfers);
+        // Who was called for it while it was in no list has not found it.
+        if waker.is_called() {
             self.queues.call_for_work();
         }
         Ok(())
     }
 
-    /// Ends one that was parked.
-    fn end(&self, transfer: &Transfer, result: Result<usize, Errno>) {
-        self.waiting.fetch_sub(1, Relaxed);
-        let n = result.map_or_else(|e| -told(e), |n| n as i32);
-        self.queues.post(transfer.user_data, n);
+    /// Ends what is parked; what runs at the moment is only kept from parking (EALREADY).
+    fn cancel(&self, name: u64) -> Result<(), Errno> {
+        let mut transfers = self.transfers.lock();
+        let parked = &mut transfers.parked;
+        if let Some(i) = parked.iter().position(|t| t.user_data == name) {
+            let gone = parked.remove(i);
+            drop(transfers);
+            self.queues.post(gone.user_data, -Errno::ECANCELED.raw());
+            return Ok(());
+        }
+        if let Some((_, waker)) = transfers.running.iter().find(|r| r.0 == name) {
+            waker.cancelled.store(true, SeqCst);
+            return Err(Errno::EALREADY);
+        }
+        drop(transfers);
+        self.queues.cancel_timeout(name)
     }
 
-    /// Gives waiting completions room and parked requests another try.
+    /// Moves some of the parked transfers that the caller can run and shall to `batch`; how many.
+    fn take(&self, batch: &mut [Option<Transfer>; BATCH]) -> usize {
+        let mut transfers = self.transfers.lock();
+        let Transfers { parked, running } = &mut *transfers;
+        if running.try_reserve(BATCH).is_err() {
+            return 0;
+        }
+        let mut n = 0;
+        for (place, transfer) in batch.iter_mut().zip(parked.extract_if(.., |t| t.is_due())) {
+            running.push(transfer.named());
+            *place = Some(transfer);
+            n += 1;
+        }
+        n
+    }
+
+    /// Gives waiting completions room and the caller's called transfers another try.
     fn work(&self) {
         self.queues.flush();
-        if !self.queues.take_work() {
+        if !self.queues.any_called() {
             return;
         }
-        let parked = take(&mut *self.parked.lock());
-        for transfer in parked {
-            let result = if transfer.is_lost() {
-                Some(Err(Errno::ECANCELED))
-            } else if transfer.is_here() {
-                transfer.attempt()
-            } else {
-                None
-            };
-            match result {
-                Some(result) => self.end(&transfer, result),
-                None => {
-                    if let Err(transfer) = self.keep(transfer) {
-                        self.end(&transfer, Err(Errno::ENOMEM));
-                    }
-                }
+        loop {
+            let mut batch = [const { None }; BATCH];
+            let n = self.take(&mut batch);
+            for transfer in batch.into_iter().flatten() {
+                self.attempt(transfer, false);
             }
+            if n < BATCH || fatal_signal_pending() {
+                return;
+            }
+            cond_resched();
         }
+    }
+
+    /// Whether there is work that the caller can do.
+    fn has_work(&self) -> bool {
+        self.queues.any_called() && self.transfers.lock().parked.iter().any(Transfer::is_due)
     }
 
     /// Waits until `least` completions are there to be taken. EINTR, ETIME.
@@ -229,6 +330,7 @@ impl Ring {
         let queues = &self.queues;
         let least = least.min(queues.cq_entries());
         loop {
+            let calls = queues.calls();
             self.work();
             if queues.unread() >= least {
                 return Ok(());
@@ -240,7 +342,7 @@ impl Ring {
             queues
                 .waiters
                 .wait_while(Sleep::Interruptible, deadline, || {
-                    queues.unread() < least && !queues.has_work()
+                    queues.unread() < least && queues.calls() == calls
                 })
                 .map_err(|e| match e {
                     WaitError::Timeout => Errno::ETIME,
@@ -251,10 +353,12 @@ impl Ring {
 }
 
 /// As a completion says it.
-fn told(e: Errno) -> i32 {
-    match e {
-        Errno::ERESTARTSYS => Errno::EINTR.raw(),
-        e => e.raw(),
+pub fn told(result: SysResult) -> i32 {
+    match result {
+        Ok(n) => n as i32,
+        // No call that could be restarted.
+        Err(Errno::ERESTARTSYS) => -Errno::EINTR.raw(),
+        Err(e) => -e.raw(),
     }
 }
 
@@ -273,7 +377,7 @@ impl FileOps for Ring {
             queues.watchers.add(w);
         }
         let mut ready = Ready::empty();
-        if queues.unread() != 0 || queues.is_overflown() || queues.has_work() {
+        if queues.unread() != 0 || queues.is_overflown() || self.has_work() {
             ready |= Ready::READ;
         }
         if queues.queued() < queues.sq_entries() {

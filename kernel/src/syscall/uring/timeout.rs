@@ -29,31 +29,38 @@ impl Timeout {
 static RINGS: Spin<Vec<Weak<Queues>>> = Spin::new(Vec::new());
 static CHANGED: AtomicBool = AtomicBool::new(false);
 
-/// The ring has a new timeout.
+/// The ring will have timeouts: they will be looked for. EAGAIN.
 pub fn keep(queues: &Arc<Queues>) -> Result<(), Errno> {
-    if !queues.kept.swap(true, SeqCst) {
-        let mut rings = RINGS.lock();
-        if rings.try_reserve(1).is_err() {
-            queues.kept.store(false, SeqCst);
-            return Err(Errno::EAGAIN);
-        }
-        rings.push(Arc::downgrade(queues));
+    if queues.kept.load(SeqCst) {
+        return Ok(());
     }
-    CHANGED.store(true, SeqCst);
-    crate::task::signal::wake_deferred();
+    let mut rings = RINGS.lock();
+    if !queues.kept.load(SeqCst) {
+        rings.try_reserve(1).map_err(|_| Errno::EAGAIN)?;
+        rings.push(Arc::downgrade(queues));
+        queues.kept.store(true, SeqCst);
+    }
     Ok(())
 }
 
-/// A ring is gone.
+/// A ring that is kept has a new timeout.
+pub fn added() {
+    CHANGED.store(true, SeqCst);
+    crate::task::signal::wake_deferred();
+}
+
+/// A ring is gone. Those behind it have other places now, so whoever walks the list may miss one: he walks it again.
 pub fn forget() {
     let mut rings = RINGS.lock();
     rings.retain(|ring| ring.strong_count() > 0);
     if rings.is_empty() {
         *rings = Vec::new();
     }
+    drop(rings);
+    added();
 }
 
-/// Whether `keep` was called since `run`.
+/// Whether there is something new since `run` began.
 pub fn changed() -> bool {
     CHANGED.load(SeqCst)
 }
