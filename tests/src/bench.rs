@@ -1,9 +1,7 @@
-//! `make bench`: memory management's cost in guest instructions, beside Linux's; `make bench-linux`: Linux's, of disks.
+//! `make bench`: memory management's cost in guest instructions, beside Linux's.
 //!
 //! `bench/bench.c` runs under counted instructions, so every run gives the same figures. Beside it `bench/first.c`
 //! tells how many instructions lie between reset and user mode. A bar that is missed makes the exit status 1.
-
-mod disks;
 
 use crate::build::{self, Result};
 use launcher::{Config, GuestFile, Mode};
@@ -41,7 +39,7 @@ fn tool(name: &str, flags: &[&str]) -> Result<PathBuf> {
     let source = crate::root().join(format!("tests/bench/{name}.c"));
     build::run(
         Command::new("gcc")
-            .arg("-O2")
+            .args(["-O2", "-static"])
             .args(flags)
             .arg("-o")
             .arg(&target)
@@ -93,8 +91,8 @@ fn baseline() -> Result<Vec<(String, f64)>> {
 
 fn report() -> Result<bool> {
     let linux = baseline()?;
-    let bench = tool("bench", &["-static"])?;
-    let first = tool("first", &["-static", "-nostdlib"])?;
+    let bench = tool("bench", &[])?;
+    let first = tool("first", &["-nostdlib"])?;
     let boot = count(first)?;
     let boot: u64 = boot
         .trim()
@@ -165,12 +163,7 @@ fn report() -> Result<bool> {
 }
 
 pub fn main() -> ExitCode {
-    let work = || match std::env::args().nth(1).as_deref() {
-        Some("linux") => disks::measure().map(|()| true),
-        Some("disks") => disks::report(),
-        _ => Ok(report()? & disks::report()?),
-    };
-    match work() {
+    match report() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("a bar was missed");

@@ -1,9 +1,15 @@
 // io_uring without a library: set-up, requests, registered buffers (LT-2, BUG-5), waiting, timeouts, what does not fit, and
-// shared memory full of nonsense.
+// shared memory full of nonsense. uring disk DISK SLOW: requests to a disk that holds the host's pattern, 32 at a time, while their
+// process forks, ends, runs another program, closes the ring. uring bad DISK: one sector of it cannot be read.
+// uring lost DISK OTHER: it stops answering.
 #include "t.h"
 #include <linux/io_uring.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -374,6 +380,174 @@ static void too_many(void) {
   CQ(&r, head) = CQ(&r, tail);
   close_ring(&r);
 }
+// As `enter` for completions, but not for ever.
+static long enter_for_20s(int fd, unsigned n, unsigned least) {
+  struct timespec t = {.tv_sec = 20};
+  struct io_uring_getevents_arg a = {.ts = (uint64_t)&t};
+  return syscall(SYS_io_uring_enter, fd, n, least, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a);
+}
+static void at_once(void) { // what a call would have to wait for half-way makes nobody wait in the kernel
+  struct ring r;
+  int p[2], s[2];
+  char *b = anon(MB);
+  open_ring(&r, 8, 0);
+  alarm(60);
+  CHECK(!pipe(p));
+  say("more than a pipe holds: %d\n", ONE(&r, IORING_OP_WRITE, p[1], b, 128 * KB, 0));
+  ask(&r, IORING_OP_WRITE, p[1], b, 5000, 0);
+  R(enter(r.fd, 1, 0, 0));
+  show(&r, "to a full one");
+  CHECK(read(p[0], b, 64 * KB) == 64 * KB);
+  R(enter(r.fd, 0, 1, IORING_ENTER_GETEVENTS));
+  show(&r, "to one with room");
+  CHECK(read(p[0], b, 64 * KB) == 5000);
+  CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, &(struct iovec){b, MB}, 1));
+  say("of a registered buffer: %d\n", ONE(&r, IORING_OP_WRITE_FIXED, p[1], b, 128 * KB, 0));
+  CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+  int n = ONE(&r, IORING_OP_WRITE, s[0], b, MB, 0);
+  CHECK(n > 0 && n < (int)MB);
+  close(s[0]), close(s[1]);
+  // A message stays one, whatever pages it lies in.
+  CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, s));
+  say("a message: %d", ONE(&r, IORING_OP_WRITE_FIXED, s[0], b + 100, 3 * PG, 0));
+  say(" %d\n", ONE(&r, IORING_OP_READ_FIXED, s[1], b + 64 * KB + 10, 16 * KB, 0));
+  close(s[0]), close(s[1]);
+  // Ready to be written, but not this.
+  int e = eventfd(0, 0);
+  uint64_t count = -5ul, five = 5;
+  CHECK(write(e, &count, 8) == 8);
+  ask(&r, IORING_OP_WRITE, e, &five, 8, 0);
+  R(enter(r.fd, 1, 0, 0));
+  show(&r, "too much to count");
+  CHECK(read(e, &count, 8) == 8 && count == -5ul);
+  R(enter(r.fd, 0, 1, IORING_ENTER_GETEVENTS));
+  show(&r, "counted");
+  say("in two pages: %d", ONE(&r, IORING_OP_READ_FIXED, e, b + PG - 4, 8, 0));
+  memcpy(&count, b + PG - 4, 8);
+  say(" %lu\n", count);
+  close(p[0]), close(p[1]), close(e);
+  alarm(0);
+  close_ring(&r);
+  munmap(b, MB);
+}
+static void until_asleep(pid_t p) {
+  char name[32], line[256];
+  snprintf(name, sizeof name, "/proc/%d/stat", p);
+  do {
+    sched_yield();
+    int fd = open(name, O_RDONLY);
+    CHECK(fd >= 0 && read(fd, memset(line, 0, sizeof line), sizeof line - 1) > 0);
+    close(fd);
+  } while (strrchr(line, ')')[2] != 'S');
+}
+static void shared(void) { // by two processes, both of which wait for it
+  for (int round = 0; round < 10; round++) {
+    struct ring r;
+    int p[2], st;
+    char b[8] = "";
+    open_ring(&r, 8, 0);
+    CHECK(!pipe(p));
+    ask(&r, IORING_OP_READ, p[0], b, 8, 0);
+    CHECK(enter(r.fd, 1, 0, 0) == 1);
+    pid_t me = getpid(), child = fork();
+    if (!child) _exit(enter_for_20s(r.fd, 0, 1) != 0);
+    until_asleep(child);
+    pid_t writer = fork();
+    if (!writer) { until_asleep(me); _exit(write(p[1], "hello", 5) != 5); }
+    CHECK(enter_for_20s(r.fd, 0, 1) == 0 && !strcmp(b, "hello"));
+    CHECK(waitpid(child, &st, 0) == child && !st && waitpid(writer, &st, 0) == writer && !st);
+    close(p[0]), close(p[1]);
+    close_ring(&r);
+  }
+  // The one who asked has ended: the other hears it when there is something to read.
+  int p[2], told[2], res = 0;
+  CHECK(!pipe(p) && !pipe(told));
+  pid_t c = fork();
+  if (!c) {
+    struct ring r;
+    struct io_uring_cqe e;
+    open_ring(&r, 8, 0);
+    ask(&r, IORING_OP_READ, p[0], anon(PG), 8, 0);
+    CHECK(enter(r.fd, 1, 0, 0) == 1);
+    pid_t heir = fork();
+    if (heir) { until_asleep(heir); _exit(0); }
+    CHECK(enter_for_20s(r.fd, 0, 1) == 0 && take(&r, &e) && write(told[1], &e.res, 4) == 4);
+    _exit(0);
+  }
+  close(told[1]);
+  CHECK(waitpid(c, 0, 0) == c && write(p[1], "x", 1) == 1 && read(told[0], &res, 4) == 4);
+  say("of one who has ended: %s\n", res == -ECANCELED ? "ECANCELED" : "?");
+  close(p[0]), close(p[1]), close(told[0]);
+}
+static struct ring both;
+static void *waiter(void *go) {
+  (void)go;
+  CHECK(enter_for_20s(both.fd, 0, 1) == 0);
+  return 0;
+}
+static void cancelled(void) { // while it is being done: the completion of who cancels says what became of it
+  int p[2];
+  CHECK(!pipe(p) && fcntl(p[1], F_SETPIPE_SZ, MB) == (int)MB);
+  char *from = anon(MB);
+  memset(from, 'x', MB);
+  for (int round = 0; round < 20; round++) {
+    pthread_t t;
+    volatile char *to = anon(MB);
+    open_ring(&both, 8, 0);
+    ask(&both, IORING_OP_READ, p[0], (char *)to, MB, 0);
+    CHECK(enter(both.fd, 1, 0, 0) == 1 && !pthread_create(&t, 0, waiter, 0));
+    CHECK(write(p[1], from, MB) == (ssize_t)MB);
+    while (*to != 'x') sched_yield(); // the other thread copies now
+    ask(&both, IORING_OP_ASYNC_CANCEL, -1, (void *)1, 0, 0);
+    CHECK(enter(both.fd, 1, 2, IORING_ENTER_GETEVENTS) == 1);
+    struct io_uring_cqe a, b;
+    CHECK(take(&both, &a) && take(&both, &b));
+    ask(&both, IORING_OP_NOP, 0, 0, 0, 0); // for him who waits
+    CHECK(enter(both.fd, 1, 0, 0) == 1 && !pthread_join(t, 0));
+    // Nothing there any more: then it has ended before.
+    if (a.user_data == 1) CHECK(a.res == (int)MB && b.user_data == 2 && (b.res == -ENOENT || b.res == -EALREADY));
+    else CHECK(a.user_data == 2 && a.res == -EALREADY && b.user_data == 1 && b.res == (int)MB);
+    munmap((char *)to, MB);
+    close_ring(&both);
+  }
+  close(p[0]), close(p[1]);
+  munmap(from, MB);
+}
+enum { GO = 100, STAY = 500 };
+static struct ring go[GO], stay[STAY];
+static void *closer(void *from) {
+  while (!CQ(&stay[0], tail)) ; // they end now
+  for (int i = (int)(long)from; i < GO; i += 2) close(go[i].fd);
+  return 0;
+}
+static void many_timeouts(void) { // while other rings go
+  struct timespec far = {.tv_sec = 1000};
+  for (int round = 0; round < 5; round++) {
+    for (int i = 0; i < GO; i++) {
+      open_ring(&go[i], 1, 0);
+      ask(&go[i], IORING_OP_TIMEOUT, -1, &far, 1, 0);
+      CHECK(enter(go[i].fd, 1, 0, 0) == 1);
+    }
+    uint64_t due = mono_ns() + 100 * 1000000ul;
+    struct timespec t = {due / 1000000000, due % 1000000000};
+    for (int i = 0; i < STAY; i++) {
+      open_ring(&stay[i], 1, 0);
+      ask(&stay[i], IORING_OP_TIMEOUT, -1, &t, 1, 0)->timeout_flags = IORING_TIMEOUT_ABS;
+      CHECK(enter(stay[i].fd, 1, 0, 0) == 1);
+    }
+    // One of them is not on the CPU that ends the timeouts.
+    pthread_t other;
+    CHECK(!pthread_create(&other, 0, closer, (void *)1));
+    closer(0);
+    CHECK(!pthread_join(other, 0));
+    for (int i = 0; i < STAY; i++) {
+      struct io_uring_cqe e;
+      CHECK(enter_for_20s(stay[i].fd, 0, 1) == 0 && take(&stay[i], &e) && e.res == -ETIME);
+      close_ring(&stay[i]);
+    }
+    for (int i = 0; i < GO; i++) munmap(go[i].mem, go[i].size), munmap(go[i].sqes, 64);
+  }
+}
 static unsigned long seed = 1;
 static unsigned rnd(void) { seed = seed * 6364136223846793005ul + 1442695040888963407ul; return (unsigned)(seed >> 33); }
 static void nonsense(void) { // of this kernel only: a host has operations that do harm
@@ -429,7 +603,256 @@ static void ours(void) {
   fclose(f);
   CHECK(got == gone);
 }
-int main(void) {
+// The rest is about disks.
+#define DEEP 32
+static int d, slow;
+static long figure(const char *name) { return kib("/sys/kernel/debug/block", name); }
+// DEEP reads of `len` from `at` on; they are named by their number, from `r->sent + 1` on.
+static void begin(struct ring *r, int op, int fd, char *p, size_t len, off_t at) {
+  r->sent = 0;
+  for (int i = 0; i < DEEP; i++) ask(r, op, fd, p + i * len, (unsigned)len, at + i * len);
+  CHECK(enter(r->fd, DEEP, 0, 0) == DEEP);
+}
+static unsigned done(struct ring *r) { return CQ(r, tail) - CQ(r, head); }
+static void finish(struct ring *r, char *p, size_t len, off_t at) {
+  struct io_uring_cqe c;
+  char seen[DEEP + 1] = {0};
+  CHECK(enter(r->fd, 0, DEEP, IORING_ENTER_GETEVENTS) == 0);
+  for (int i = 0; i < DEEP; i++) {
+    CHECK(take(r, &c) && c.user_data >= 1 && c.user_data <= DEEP && !seen[c.user_data]++ && c.res == (int)len);
+    size_t k = c.user_data - 1;
+    CHECK(is_pattern(p + k * len, at + k * len, len));
+  }
+  CHECK(!done(r));
+}
+static void drop_all(struct ring *r) { // whatever came of them
+  struct io_uring_cqe c;
+  CHECK(enter(r->fd, 0, DEEP, IORING_ENTER_GETEVENTS) == 0);
+  for (int i = 0; i < DEEP; i++) CHECK(take(r, &c));
+}
+static void until_unpinned(void) { while (pins_held()) sched_yield(); }
+static void *loader(void *n) {
+  uint64_t at = 32 * MB + (long)n * MB;
+  struct ring r;
+  struct io_uring_cqe c;
+  char *p = anon(16 * PG);
+  open_ring(&r, 64, 0);
+  CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, &(struct iovec){p, 16 * PG}, 1));
+  for (uint64_t g = 1; g <= 40; g++) {
+    int fixed = g & 1;
+    for (size_t k = 0; k < 16 * PG; k += 16) memcpy(p + k, (uint64_t[]){at + k, g}, 16);
+    for (int w = 1; w >= 0; w--) {
+      int op = fixed ? w ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED : w ? IORING_OP_WRITE : IORING_OP_READ;
+      for (int i = 0; i < 16; i++) ask(&r, op, d, p + i * PG, PG, at + i * PG);
+      CHECK(enter(r.fd, 16, 16, IORING_ENTER_GETEVENTS) == 16);
+      for (int i = 0; i < 16; i++) CHECK(take(&r, &c) && c.res == (int)PG);
+      if (w) memset(p, 0, 16 * PG);
+    }
+    for (size_t k = 0; k < 16 * PG; k += 16) CHECK(!memcmp(p + k, (uint64_t[]){at + k, g}, 16));
+  }
+  close_ring(&r);
+  return 0;
+}
+static void straight(void) { // nothing is copied
+  struct ring r;
+  char *p = anon(1024 * PG), *q = p + 512 * PG;
+  open_ring(&r, 64, 0);
+  CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, (struct iovec[]){{p + 512, 600 * PG}, {p, 512 * PG}}, 2));
+  long copies = figure("copied"), moved = figure("direct");
+  CHECK(ONE(&r, IORING_OP_READ, d, q, 64 * PG, 0) == 64 * PG && is_pattern(q, 0, 64 * PG));
+  CHECK(ONE(&r, IORING_OP_READ, d, q + 512, 200 * PG, 512) == 200 * PG && is_pattern(q + 512, 512, 200 * PG));
+  struct iovec v[3] = {{p + 3 * PG + 512, 1024}, {p + 20 * PG, 9 * PG}, {p, PG}};
+  CHECK(ONE(&r, IORING_OP_READV, d, v, 3, 7 * PG) == 1024 + 10 * PG);
+  CHECK(is_pattern(v[0].iov_base, 7 * PG, 1024) && is_pattern(v[1].iov_base, 7 * PG + 1024, 9 * PG) && is_pattern(p, 7 * PG + 1024 + 9 * PG, PG));
+  // Registered: over the border of what is pinned at once, too.
+  memset(p, 0, 1024 * PG);
+  CHECK(ONE(&r, IORING_OP_READ_FIXED, d, p + 512, 600 * PG, 3 * PG) == 600 * PG && is_pattern(p + 512, 3 * PG, 600 * PG) && !p[511] && !p[600 * PG + 512]);
+  ask(&r, IORING_OP_READ_FIXED, d, p + 100 * PG, PG, 0)->buf_index = 1;
+  CHECK(one(&r) == (int)PG && is_pattern(p + 100 * PG, 0, PG));
+  // At the file's own position, and with what is waited for.
+  CHECK(lseek(d, MB, SEEK_SET) == (off_t)MB && ONE(&r, IORING_OP_READ_FIXED, d, p + 512, 2 * PG, -1) == 2 * PG && is_pattern(p + 512, MB, 2 * PG));
+  CHECK(lseek(d, 0, SEEK_CUR) == (off_t)MB + 2 * (off_t)PG);
+  ask(&r, IORING_OP_WRITE_FIXED, d, p + 512, 2 * PG, MB)->rw_flags = RWF_DSYNC;
+  CHECK(one(&r) == 2 * PG);
+  CHECK(figure("copied") == copies && figure("direct") == moved + 1024 + 879 * (long)PG);
+  // As O_DIRECT will have it.
+  CHECK(ONE(&r, IORING_OP_READ, d, p + 1, 512, 0) == -EINVAL && ONE(&r, IORING_OP_READ, d, p, 511, 0) == -EINVAL);
+  CHECK(ONE(&r, IORING_OP_READ_FIXED, d, p + 513, 512, 0) == -EINVAL && ONE(&r, IORING_OP_READ_FIXED, d, p + 512, 511, 0) == -EINVAL);
+  CHECK(ONE(&r, IORING_OP_READ_FIXED, d, p + 512, 512, 1) == -EINVAL && ONE(&r, IORING_OP_WRITE_FIXED, d, p + 520, 512, 0) == -EINVAL);
+  CHECK(ONE(&r, IORING_OP_READ, d, anon_at(BASE, PG, PROT_NONE), PG, 0) == -EFAULT);
+  CHECK(ONE(&r, IORING_OP_READ, d, anon_at(BASE + 4 * PG, PG, PROT_READ), PG, 0) == -EFAULT);
+  CHECK(ONE(&r, IORING_OP_READ_FIXED, d, p + 512, PG, 64 * MB) == 0 && ONE(&r, IORING_OP_WRITE_FIXED, d, p + 512, PG, 64 * MB) == -ENOSPC);
+  CHECK(ONE(&r, IORING_OP_READ_FIXED, d, p + 512, 4 * PG, 64 * MB - PG) == (int)PG && is_pattern(p + 512, 64 * MB - PG, PG));
+  CHECK(figure("copied") == copies);
+  close_ring(&r);
+  munmap(p, 1024 * PG);
+}
+static void disk(char **argv) {
+  CHECK(!mount("none", "/sys/kernel/debug", "debugfs", 0, 0) || errno == EBUSY);
+  d = open(argv[2], O_RDWR | O_DIRECT), slow = open(argv[3], O_RDONLY | O_DIRECT);
+  CHECK(d >= 0 && slow >= 0);
+  straight();
+  struct ring r;
+  struct io_uring_cqe c;
+  char *p = anon(DEEP * 64 * PG);
+  open_ring(&r, 64, 0);
+  for (int i = 0; i < 8; i++) { begin(&r, IORING_OP_READ, d, p, PG, i * MB); finish(&r, p, PG, i * MB); }
+  // Several transfers each.
+  begin(&r, IORING_OP_READ, d, p, 64 * PG, 0); finish(&r, p, 64 * PG, 0);
+  // They are in flight while the call is back: a slow disk has not answered all of them yet.
+  int seen = 0;
+  for (int tries = 0; tries < 20 && !seen; tries++) {
+    begin(&r, IORING_OP_READ, slow, p, 4 * PG, 0);
+    seen = pins_held() > 0 && done(&r) < DEEP;
+    struct pollfd f = {r.fd, POLLIN, 0};
+    CHECK(poll(&f, 1, -1) == 1 && done(&r));
+    finish(&r, p, 4 * PG, 0);
+    CHECK(!pins_held());
+  }
+  CHECK(seen);
+  // None of them can be called back.
+  begin(&r, IORING_OP_READ, slow, p, PG, 0);
+  ask(&r, IORING_OP_ASYNC_CANCEL, -1, (void *)(uint64_t)DEEP, 0, 0)->user_data = 77;
+  CHECK(enter(r.fd, 1, DEEP + 1, IORING_ENTER_GETEVENTS) == 1);
+  for (int i = 0; i <= DEEP; i++) CHECK(take(&r, &c) && c.res == (c.user_data == 77 ? -ENOENT : (int)PG));
+  // BUG-5, BUG-6: each fills one half of a page while the process forks and writes the other.
+  for (int round = 1; round <= 8; round++) {
+    int fixed = round & 1;
+    memset(p, 0, DEEP * PG);
+    if (fixed) CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, &(struct iovec){p, DEEP * PG}, 1));
+    for (int i = 0; i < DEEP; i++) ask(&r, fixed ? IORING_OP_READ_FIXED : IORING_OP_READ, slow, p + i * PG, PG / 2, round * MB + i * PG);
+    CHECK(enter(r.fd, DEEP, 0, 0) == DEEP);
+    // What is in flight keeps its pages.
+    if (fixed) CHECK(!reg(r.fd, IORING_UNREGISTER_BUFFERS, 0, 0));
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (!child) _exit(0);
+    for (int i = 0; i < DEEP; i++) p[i * PG + PG - 1] = (char)round;
+    drop_all(&r);
+    for (int i = 0; i < DEEP; i++) CHECK(p[i * PG + PG - 1] == (char)round && is_pattern(p + i * PG, round * MB + i * PG, PG / 2));
+    CHECK(waitpid(child, 0, 0) == child);
+    until_unpinned();
+  }
+  // A child has the ring, too, and hears of what his parent asked; and the parent of what the child did.
+  for (int i = 0; i < 2; i++) {
+    pid_t child = fork();
+    if (!child) {
+      begin(&r, IORING_OP_READ, slow, p, PG, 0);
+      if (i) finish(&r, p, PG, 0);
+      _exit(0);
+    }
+    int st;
+    CHECK(waitpid(child, &st, 0) == child && !st);
+    if (!i) drop_all(&r);
+  }
+  // Memory that goes away meanwhile, a program that ends, one that runs another, a ring that is closed.
+  begin(&r, IORING_OP_READ, slow, p, PG, 0);
+  CHECK(!munmap(p, DEEP * PG));
+  drop_all(&r);
+  for (int how = 0; how < 8; how++) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (!child) {
+      struct ring mine;
+      char *q = anon(DEEP * PG);
+      open_ring(&mine, 64, 0);
+      if (how & 1) CHECK(!reg(mine.fd, IORING_REGISTER_BUFFERS, &(struct iovec){q, DEEP * PG}, 1));
+      begin(&mine, how & 1 ? IORING_OP_READ_FIXED : IORING_OP_READ, slow, q, PG, 0);
+      if (how / 2 == 1) execl("/proc/self/exe", "uring", "none", (char *)0);
+      if (how / 2 == 2) close_ring(&mine), until_unpinned();
+      if (how / 2 == 3) close(slow), close_ring(&mine), munmap(q, DEEP * PG);
+      _exit(0);
+    }
+    int st;
+    CHECK(waitpid(child, &st, 0) == child && st == 0);
+    until_unpinned();
+  }
+  // More than there is room for: they wait for it.
+  struct ring small;
+  memset(&small, 0, sizeof small);
+  open_ring(&small, 4, 0);
+  int n = 0;
+  p = anon(16 * PG);
+  for (int k = 0; k < 3; k++) {
+    for (int i = 0; i < 4; i++) ask(&small, IORING_OP_READ, slow, p + i * PG, PG, i * PG);
+    CHECK(enter(small.fd, 4, 0, 0) == 4);
+  }
+  while (!(SQ(&small, flags) & IORING_SQ_CQ_OVERFLOW)) sched_yield();
+  until_unpinned();
+  while (n < 12) { CHECK(enter(small.fd, 0, 1, IORING_ENTER_GETEVENTS) == 0); for (; take(&small, &c); n++) CHECK(c.res == (int)PG); }
+  close_ring(&small);
+  // What others have read before is not what they read afterwards.
+  int cached = open(argv[2], O_RDONLY);
+  char old[PG], fresh[PG];
+  CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, &(struct iovec){p, PG}, 1));
+  for (int fixed = 0; fixed < 2; fixed++) {
+    int op = fixed ? IORING_OP_WRITE_FIXED : IORING_OP_WRITE;
+    CHECK(pread(cached, old, PG, 40 * MB) == (ssize_t)PG && is_pattern(old, 40 * MB, PG));
+    memset(p, 7, PG);
+    CHECK(ONE(&r, op, d, p, PG, 40 * MB) == (int)PG);
+    CHECK(pread(cached, fresh, PG, 40 * MB) == (ssize_t)PG && !memcmp(fresh, p, PG));
+    memcpy(p, old, PG);
+    CHECK(ONE(&r, op, d, p, PG, 40 * MB) == (int)PG);
+    CHECK(pread(cached, fresh, PG, 40 * MB) == (ssize_t)PG && !memcmp(fresh, old, PG));
+  }
+  close(cached);
+  pthread_t t[4];
+  for (long i = 0; i < 4; i++) CHECK(!pthread_create(&t[i], 0, loader, (void *)i));
+  for (int i = 0; i < 4; i++) pthread_join(t[i], 0);
+  // Taken without a call, by whoever looks at the ring.
+  ask(&r, IORING_OP_READ, d, p + PG, PG, 0);
+  CHECK(enter(r.fd, 1, 0, 0) == 1);
+  while (!take(&r, &c)) ;
+  CHECK(c.res == (int)PG && is_pattern(p + PG, 0, PG));
+  close_ring(&r);
+  until_unpinned();
+  say("ok\n");
+}
+static void bad(const char *name) {
+  struct ring r;
+  struct io_uring_cqe c;
+  int fd = open(name, O_RDWR | O_DIRECT);
+  char *p = anon(DEEP * PG);
+  CHECK(fd >= 0);
+  open_ring(&r, 64, 0);
+  CHECK(!reg(r.fd, IORING_REGISTER_BUFFERS, &(struct iovec){p, DEEP * PG}, 1));
+  for (int fixed = 0; fixed < 2; fixed++) {
+    memset(p, 0, DEEP * PG);
+    begin(&r, fixed ? IORING_OP_READ_FIXED : IORING_OP_READ, fd, p, PG, MB - 16 * PG);
+    CHECK(enter(r.fd, 0, DEEP, IORING_ENTER_GETEVENTS) == 0);
+    while (take(&r, &c)) {
+      size_t k = c.user_data - 1, at = MB - 16 * PG + k * PG;
+      CHECK(c.res == (at == MB ? -EIO : (int)PG) && (at == MB || is_pattern(p + k * PG, at, PG)));
+    }
+  }
+  close_ring(&r);
+  until_unpinned();
+  say("ok\n");
+}
+static void lost(const char *name, const char *other) {
+  struct ring r;
+  struct io_uring_cqe c;
+  int b = open(name, O_RDONLY | O_DIRECT), o = open(other, O_RDONLY | O_DIRECT);
+  char *p = anon(DEEP * 64 * PG);
+  CHECK(b >= 0 && o >= 0);
+  open_ring(&r, 64, 0);
+  begin(&r, IORING_OP_READ, b, p, 64 * PG, 0);
+  CHECK(enter(r.fd, 0, DEEP, IORING_ENTER_GETEVENTS) == 0);
+  // A device that is reset may end what it has, well or not.
+  for (int i = 0; i < DEEP; i++) {
+    CHECK(take(&r, &c));
+    size_t at = (c.user_data - 1) * 64 * PG;
+    CHECK(c.res == -EIO || (c.res == 64 * (int)PG && is_pattern(p + at, at, 64 * PG)));
+  }
+  CHECK(!pins_held());
+  CHECK(ONE(&r, IORING_OP_READ, b, p, PG, 0) == -EIO);
+  begin(&r, IORING_OP_READ, o, p, PG, 0); finish(&r, p, PG, 0);
+  close_ring(&r);
+  say("ok\n");
+}
+int main(int argc, char **argv) {
+  if (argc == 2) return 0;
+  if (argc > 2) return !strcmp(argv[1], "disk") ? disk(argv) : !strcmp(argv[1], "bad") ? bad(argv[2]) : lost(argv[2], argv[3]), 0;
   struct io_uring_params p = {0};
   long fd = setup(1, &p);
   struct utsname u;
@@ -438,7 +861,7 @@ int main(void) {
   sscanf(u.release, "%d.%d", &major, &minor);
   if (fd < 0 || major < 6 || (major == 6 && minor < 12)) return LACKING; // older ones say other things
   close((int)fd);
-  set_up(), simple(), buffers(), limits(), waiting(), timeouts(), too_many(), ours();
+  set_up(), simple(), buffers(), limits(), waiting(), timeouts(), too_many(), at_once(), shared(), cancelled(), many_timeouts(), ours();
   say("done\n");
   return 0;
 }
