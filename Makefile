@@ -19,7 +19,7 @@ endif
 endif
 launch = $(if $(BECOME),$(become $1,$(VARIABLES)))@$1
 
-.PHONY: help setup run exec debug test check bench docs
+.PHONY: help setup run exec debug test check bench bench-linux docs
 help:
 	@echo 'make run     a shell in the guest           [SMP=n] [MEM=size] [CPU=model] [FILES="host:guest ..."]'
 	@echo 'make exec    PROG=path [ARGS="..."] [FILES="host:guest ..."] [SMP=n] [MEM=size] [CPU=model]'
@@ -27,6 +27,7 @@ help:
 	@echo 'make debug   as run (or exec, with PROG), waiting for gdb'
 	@echo 'make test    every test                     make bench   the benchmark, into target/bench.tsv'
 	@echo 'make check   format and lints                make setup   what is missing on this machine'
+	@echo 'make bench-linux   what Linux needs for the rows of disks, for make bench to compare'
 	@echo 'make docs    API documents and the book, into target/doc and target/book'
 
 setup:
@@ -46,6 +47,9 @@ test: setup
 
 bench: setup
 	@$(CARGO) run --quiet --release --package tests --bin bench
+
+bench-linux: setup
+	@$(CARGO) run --quiet --release --package tests --bin bench -- linux
 
 check: setup
 	$(CARGO) fmt --all --check

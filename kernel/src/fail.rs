@@ -218,7 +218,7 @@ fn backtrace(out: &mut Report, rsp: u64) {
     if let Some(bottom) = kspace::guard_of(at) {
         at = bottom;
     }
-    let end = kspace::stack_of(at).map_or(at + (64 << 10), |(_, top)| top);
+    let end = kspace::top_of(at).unwrap_or(at + (64 << 10));
     let (mut lines, mut last, mut times) = (0, 0, 0);
     while at < end && lines < MAX_LINES && kspace::translate(at).is_some() {
         // SAFETY: mapped, as `translate` says.

@@ -34,16 +34,16 @@ struct Disk {
     breaks: Mutex<Option<Errno>>,
     /// Happens once, while the next read, or write, is on its way.
     during: Mutex<Option<Hook>>,
+    /// The same, when the next page is marked.
+    marked: Mutex<Option<Hook>>,
 }
 
 struct Side(Machine, Arc<Disk>);
 
-impl Side {
-    fn hook(&self, wait: &mut CanWait<Machine>) {
-        let hook = self.1.during.lock().unwrap().take();
-        if let Some(hook) = hook {
-            hook(wait);
-        }
+fn once(hook: &Mutex<Option<Hook>>, wait: &mut CanWait<Machine>) {
+    let hook = hook.lock().unwrap().take();
+    if let Some(hook) = hook {
+        hook(wait);
     }
 }
 
@@ -55,7 +55,7 @@ impl Source<Machine> for Side {
             // SAFETY: a frame of this machine that nobody else has.
             unsafe { self.0.frame_ptr(pfn).write_volatile(byte.unwrap_or(0)) };
         }
-        self.hook(wait);
+        once(&self.1.during, wait);
         Ok(())
     }
     fn writable(&self) -> bool {
@@ -67,6 +67,7 @@ impl Source<Machine> for Side {
     }
     fn dirtied(&self, _: File) {
         self.1.listed.fetch_add(1, SeqCst);
+        once(&self.1.marked, &mut self.0.can_wait());
     }
     fn write(
         &self,
@@ -76,7 +77,7 @@ impl Source<Machine> for Side {
         len: u64,
     ) -> Result<(), Errno> {
         self.1.writes.lock().unwrap().push((first, len));
-        self.hook(wait);
+        once(&self.1.during, wait);
         if let Some(errno) = *self.1.breaks.lock().unwrap() {
             return Err(errno);
         }
@@ -201,6 +202,36 @@ fn a_store_during_the_write_is_written_next_time() {
     assert_eq!(dirty_pages(), 1);
     assert_eq!((write_back(&lab, &file), disk.has(0)), (Ok(()), 2));
     assert_eq!(disk.writes(), [(0, P), (0, P)]);
+    drop(file);
+    lab.done();
+}
+
+/// Rule 6: what makes a file longer is written with its new size, whenever somebody writes back.
+#[test]
+fn what_makes_a_file_longer_is_written() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 0);
+    let page = file.write_page(0).unwrap();
+    let put = |byte: u8| {
+        // SAFETY: a page of the tests' machine.
+        unsafe { page.ptr().write_volatile(byte) }
+    };
+    put(7);
+    // As soon as it is marked.
+    let target = file.clone();
+    let all = move |wait: &mut CanWait<Machine>| target.write_back(wait, 0, u64::MAX).unwrap();
+    *disk.marked.lock().unwrap() = Some(Box::new(all));
+    file.wrote(&page, 100);
+    assert_eq!((disk.writes(), disk.has(0)), (vec![(0, 100)], 7));
+    // Before it is marked again.
+    file.wrote(&page, 200);
+    put(8);
+    assert_eq!(write_back(&lab, &file), Ok(()));
+    file.wrote(&page, 300);
+    assert_eq!((write_back(&lab, &file), dirty_pages()), (Ok(()), 0));
+    assert_eq!(disk.writes(), [(0, 200), (0, 300)]);
+    drop(page);
     drop(file);
     lab.done();
 }
@@ -413,6 +444,30 @@ fn dirty_pages_are_not_let_go_of_but_cut() {
     assert_eq!(file.shrink(wait, true), 6);
     assert_eq!(lab.load(s, va + 7 * P), Some(27));
     assert_eq!(lab.load(s, va + 4 * P), Some(0));
+    drop(file);
+    lab.done();
+}
+
+/// What was stored behind the end of a file is no part of it when it grows.
+#[test]
+fn what_lies_behind_the_end_is_nobodys() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (_disk, file) = file(&lab, 100);
+    let s = lab.space();
+    let va = map(&lab, s, 2, R | W, SHARED, &file);
+    let wait = &mut lab.sim.can_wait();
+    (0..3).for_each(|i| lab.store(s, va + 99 + i * 100, 7));
+    file.set_size(wait, 250);
+    assert_eq!(lab.load(s, va + 199), Some(0));
+    assert_eq!(lab.load(s, va + 99), Some(7), "inside");
+    // Written from 280 on.
+    file.clear_tail(280);
+    file.extend(400);
+    assert_eq!(lab.load(s, va + 299), Some(7), "what is written");
+    lab.store(s, va + 499, 7);
+    file.set_size(wait, 2 * P);
+    assert_eq!(lab.load(s, va + 499), Some(0));
     drop(file);
     lab.done();
 }

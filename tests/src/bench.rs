@@ -1,7 +1,9 @@
-//! `make bench`: memory management's cost in guest instructions, beside Linux's.
+//! `make bench`: memory management's cost in guest instructions, beside Linux's; `make bench-linux`: Linux's, of disks.
 //!
 //! `bench/bench.c` runs under counted instructions, so every run gives the same figures. Beside it `bench/first.c`
 //! tells how many instructions lie between reset and user mode. A bar that is missed makes the exit status 1.
+
+mod disks;
 
 use crate::build::{self, Result};
 use launcher::{Config, GuestFile, Mode};
@@ -39,7 +41,7 @@ fn tool(name: &str, flags: &[&str]) -> Result<PathBuf> {
     let source = crate::root().join(format!("tests/bench/{name}.c"));
     build::run(
         Command::new("gcc")
-            .args(["-O2", "-static"])
+            .arg("-O2")
             .args(flags)
             .arg("-o")
             .arg(&target)
@@ -91,8 +93,8 @@ fn baseline() -> Result<Vec<(String, f64)>> {
 
 fn report() -> Result<bool> {
     let linux = baseline()?;
-    let bench = tool("bench", &[])?;
-    let first = tool("first", &["-nostdlib"])?;
+    let bench = tool("bench", &["-static"])?;
+    let first = tool("first", &["-static", "-nostdlib"])?;
     let boot = count(first)?;
     let boot: u64 = boot
         .trim()
@@ -163,7 +165,12 @@ fn report() -> Result<bool> {
 }
 
 pub fn main() -> ExitCode {
-    match report() {
+    let work = || match std::env::args().nth(1).as_deref() {
+        Some("linux") => disks::measure().map(|()| true),
+        Some("disks") => disks::report(),
+        _ => Ok(report()? & disks::report()?),
+    };
+    match work() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("a bar was missed");

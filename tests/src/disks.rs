@@ -90,8 +90,8 @@ fn disks(kind: Kind, cpus: u32) -> Verdict {
         config.smp = cpus;
         config.cmdline = "leakcheck".into();
         config.timeout = Some(Duration::from_secs(120));
-        let throttled = format!("{},readonly=on,throttling.iops-total=2000", raw(&slow.0));
-        config.qemu_args = kind.disk("fast", &raw(&image.0));
+        let throttled = format!("{},readonly=on,throttling.iops-total=25", raw(&slow.0));
+        config.qemu_args = kind.disk("fast", &format!("{},discard=unmap", raw(&image.0)));
         config.qemu_args.extend(kind.disk("slow", &throttled));
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
@@ -121,6 +121,10 @@ fn disks(kind: Kind, cpus: u32) -> Verdict {
         .find(|&at| word(at) != pattern(at));
     if let Some(at) = changed {
         return Err(format!("{at:#x} was changed: {:#x}", word(at)));
+    }
+    let discarded = (60 * MB..61 * MB).step_by(8).find(|&at| word(at) != 0);
+    if let Some(at) = discarded {
+        return Err(format!("{at:#x} was not discarded"));
     }
     // Each written block says where it belongs, and is of one generation.
     for block in (32 * MB..40 * MB).step_by(4096) {
@@ -171,7 +175,7 @@ fn lost(program: &str, kind: Kind) -> Verdict {
     let image = Image::new(&format!("lost.{program}{}", first.replace('/', ".")))?;
     let outcome = exec(find(program), &["lost", first, second], |config| {
         config.smp = 2;
-        config.cmdline = "disk_timeout=5".into();
+        config.cmdline = "leakcheck disk_timeout=5".into();
         // 256 KiB take more than four minutes, but for what goes at once.
         let lost = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
         config.qemu_args = kind.disk("lost", &lost);
@@ -182,7 +186,10 @@ fn lost(program: &str, kind: Kind) -> Verdict {
     let told = outcome
         .log
         .contains("a device that does not answer is stopped");
-    ensure(fine && told, "not as it should", &outcome)
+    ensure(fine && told, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
 }
 
 pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
@@ -382,6 +389,19 @@ pub fn a_disk_is_mapped_on_four_cpus() -> Verdict {
 /// What has been read makes room for what is read next, and for everything else.
 pub fn a_disk_larger_than_memory() -> Verdict {
     cached(2, &["small", "/dev/vda"], Some("64M"))
+}
+
+/// A page is stored to between its cleaning and its writing.
+pub fn a_store_after_the_cleaning_is_written() -> Verdict {
+    let image = Image::new("cached.stale")?;
+    let kernel = build::test_kernel()?;
+    let outcome = exec(find("cached"), &["stale", "/dev/vda"], |config| {
+        config.kernel = kernel;
+        config.smp = 4;
+        config.qemu_args = Kind::Virtio.disk("cached", &raw(&image.0));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)
 }
 
 const EDU: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffffffff"];

@@ -10,13 +10,13 @@ use crate::disks::{
     a_disk_is_copied_to_another, a_disk_is_mapped_on_four_cpus, a_disk_is_mapped_on_one_cpu,
     a_disk_is_mapped_on_two_cpus, a_disk_larger_than_memory,
     a_disk_that_does_not_answer_is_given_up, a_ring_hears_of_what_is_not_answered,
-    an_edu_that_does_not_answer_keeps_its_memory, an_nvme_disk_is_copied_to_another,
-    an_nvme_disk_that_does_not_answer_is_given_up, dev_mem_shows_devices,
-    dev_mem_shows_ram_if_it_may, disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus,
-    edu_copies_while_its_process_forks, edu_is_seen_when_bug_5_is_planted, nvme_disks_on_four_cpus,
-    nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, requests_on_four_cpus, requests_on_one_cpu,
-    requests_on_two_cpus, requests_that_are_not_answered_are_given_up, rings_on_four_cpus,
-    rings_on_one_cpu, rings_on_two_cpus,
+    a_store_after_the_cleaning_is_written, an_edu_that_does_not_answer_keeps_its_memory,
+    an_nvme_disk_is_copied_to_another, an_nvme_disk_that_does_not_answer_is_given_up,
+    dev_mem_shows_devices, dev_mem_shows_ram_if_it_may, disks_on_four_cpus, disks_on_one_cpu,
+    disks_on_two_cpus, edu_copies_while_its_process_forks, edu_is_seen_when_bug_5_is_planted,
+    nvme_disks_on_four_cpus, nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, requests_on_four_cpus,
+    requests_on_one_cpu, requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
+    rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
 };
 use crate::screen::a_picture_is_on_the_screen;
 use crate::{batch, diff, host, ktests, runner};
@@ -61,6 +61,7 @@ tests![
     a_disk_is_mapped_on_two_cpus,
     a_disk_is_mapped_on_four_cpus,
     a_disk_larger_than_memory,
+    a_store_after_the_cleaning_is_written,
     disks_on_one_cpu,
     disks_on_two_cpus,
     disks_on_four_cpus,
@@ -91,6 +92,8 @@ tests![
     a_picture_is_on_the_screen,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
+    large_stack_overflow_is_reported,
+    panic_in_a_large_stack_is_reported,
     double_fault_has_its_own_stack,
     panic_names_the_culprit,
     panic_in_a_report_ends_it,
@@ -365,6 +368,31 @@ fn stack_overflow_is_reported() -> Verdict {
             "recurse",
             "times more",
             "init_main",
+        ],
+    )
+}
+
+fn large_stack_overflow_is_reported() -> Verdict {
+    panics(
+        "overflow_a_large_stack",
+        &[
+            "kernel stack overflow",
+            "backtrace:",
+            "recurse",
+            "times more",
+        ],
+    )
+}
+
+/// Where smaller stacks have their guard.
+fn panic_in_a_large_stack_is_reported() -> Verdict {
+    panics(
+        "panic_in_a_large_stack",
+        &[
+            "kernel panic: far below",
+            "backtrace:",
+            "give_up_down_there",
+            "far_below_the_top",
         ],
     )
 }

@@ -14,7 +14,7 @@
 //! COM2 is QEMU's stderr: kernel log lines, and the record `\x1epinfold exit N` that carries the exit status, because
 //! the debug-exit device alone has seven bits ([`verdict`]).
 
-mod archive;
+pub mod archive;
 pub mod cli;
 mod elf;
 mod machine;

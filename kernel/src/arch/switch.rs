@@ -81,7 +81,7 @@ extern "C" fn start() {
 /// `top` is the 16-byte aligned top of a mapped stack that nobody uses until this returns, and that is large enough.
 #[unsafe(naked)]
 pub unsafe extern "C" fn call_on(top: u64, f: extern "C" fn(*mut ()), arg: *mut ()) {
-    // The frame stays in the chain of backtraces.
+    // Debuggers follow rbp to the caller's stack; our own backtraces end at `top`.
     naked_asm!(
         "push rbp",
         "mov rbp, rsp",

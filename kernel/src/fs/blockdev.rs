@@ -410,10 +410,10 @@ impl FileOps for Device {
                 self.changed(0..self.bytes());
             }
             BLKDISCARD => {
-                let [start, len]: [u64; 2] = get_user(arg)?;
                 if !file.writable() {
                     return Err(Errno::EBADF);
                 }
+                let [start, len]: [u64; 2] = get_user(arg)?;
                 let end = start.checked_add(len).filter(|end| *end <= self.bytes());
                 if end.is_none() || len == 0 || (start | len) & (u64::from(block) - 1) != 0 {
                     return Err(Errno::EINVAL);

@@ -180,6 +180,9 @@ impl Content {
         if *pos >= self.end {
             return Err(Errno::EFBIG);
         }
+        if resize.is_some() {
+            self.object.clear_tail(*pos);
+        }
         let end = self.end.min(limit);
         let tracked = self.object.is_tracked();
         let mut prepared = 0;
@@ -215,6 +218,7 @@ impl Content {
                             Ok(done)
                         };
                     }
+                    self.object.clear_tail(*pos);
                     continue;
                 }
                 // Of a file on a disk memory is a cache only: room can be made.
@@ -238,17 +242,16 @@ impl Content {
             // SAFETY: the reference keeps the frame; `at + n` is within it. Others may read or write it meanwhile:
             // bytes are copied as they are.
             let moved = unsafe { buf.take_raw(page.ptr().add(at), n) };
-            self.object.mark_dirty(&page);
-            drop(page);
             *pos += moved as u64;
             done += moved;
-            if resize.is_some() {
-                if moved > 0 {
-                    self.object.extend(*pos);
-                } else {
-                    // A page made past the end for nothing must not stay there.
-                    self.object.set_size(&mut can_wait(), self.size());
-                }
+            if resize.is_none() {
+                self.object.mark_dirty(&page);
+            } else if moved > 0 {
+                self.object.wrote(&page, *pos);
+            } else {
+                // A page made past the end for nothing must not stay there.
+                drop(page);
+                self.object.set_size(&mut can_wait(), self.size());
             }
             if moved < n {
                 return if done == 0 {
@@ -327,6 +330,7 @@ impl Content {
             crate::task::cond_resched();
         }
         if !keep_size && end > self.size() {
+            self.object.clear_tail(end);
             self.object.extend(end);
         }
         Ok(())

@@ -480,10 +480,25 @@ impl LargeStack {
         let first = super::KSPACE + SLOTS.fetch_add(LARGE, Ordering::Relaxed) as u64 * STACK_SLOT;
         let top = first + LARGE as u64 * STACK_SLOT;
         assert!(top < DEVICES);
-        for at in (first + STACK_SIZE..top).step_by(4096) {
-            // What is mapped when memory ends is lost with its addresses: 112 KiB at most.
-            let pa = frames::alloc(0)?;
-            map(at, pa, Leaf::Small, DATA, &mut frames::alloc_zeroed)?;
+        let bottom = first + STACK_SIZE;
+        for at in (bottom..top).step_by(4096) {
+            let pa = frames::alloc(0);
+            let mapped =
+                pa.and_then(|pa| map(at, pa, Leaf::Small, DATA, &mut frames::alloc_zeroed));
+            if mapped.is_none() {
+                // The addresses are lost; there are plenty.
+                let done = (bottom..at).step_by(4096).filter_map(|done| {
+                    let pa = translate(done);
+                    unmap(done);
+                    pa
+                });
+                // Nobody has touched the addresses, so no CPU has cached them.
+                // SAFETY: unmapped, ours.
+                pa.into_iter()
+                    .chain(done)
+                    .for_each(|pa| unsafe { frames::free(pa, 0) });
+                return None;
+            }
         }
         Some(LargeStack { top })
     }
@@ -571,28 +586,33 @@ pub fn boot_stack() -> (u64, u64) {
     (bottom.load(Ordering::Relaxed), top.load(Ordering::Relaxed))
 }
 
+/// How far `va` lies in a slot of kernel stacks, if in one.
+fn offset_in_slot(va: u64) -> Option<u64> {
+    let end = super::KSPACE + SLOTS.load(Ordering::Relaxed) as u64 * STACK_SLOT;
+    (super::KSPACE..end)
+        .contains(&va)
+        .then(|| (va - super::KSPACE) % STACK_SLOT)
+}
+
 /// If `va` is in the guard below a kernel stack: that stack's bottom.
 pub(crate) fn guard_of(va: u64) -> Option<u64> {
     let (bottom, _) = boot_stack();
     if (bottom.wrapping_sub(4096)..bottom).contains(&va) {
         return Some(bottom);
     }
-    let end = super::KSPACE + SLOTS.load(Ordering::Relaxed) as u64 * STACK_SLOT;
-    let offset = (super::KSPACE..end)
-        .contains(&va)
-        .then(|| (va - super::KSPACE) % STACK_SLOT)?;
-    (offset < STACK_SIZE).then_some(va - offset + STACK_SIZE)
+    let offset = offset_in_slot(va)?;
+    // A large stack goes through where other slots have their guard.
+    (offset < STACK_SIZE && translate(va).is_none()).then_some(va - offset + STACK_SIZE)
 }
 
-/// The kernel stack that `va` lies in, as bottom and top.
-pub(crate) fn stack_of(va: u64) -> Option<(u64, u64)> {
+/// The top of the kernel stack that `va` lies in.
+pub(crate) fn top_of(va: u64) -> Option<u64> {
     let (bottom, top) = boot_stack();
     if (bottom..top).contains(&va) {
-        return Some((bottom, top));
+        return Some(top);
     }
-    let end = super::KSPACE + SLOTS.load(Ordering::Relaxed) as u64 * STACK_SLOT;
-    let offset = (super::KSPACE..end)
-        .contains(&va)
-        .then(|| (va - super::KSPACE) % STACK_SLOT)?;
-    (offset >= STACK_SIZE).then_some((va - offset + STACK_SIZE, va - offset + STACK_SLOT))
+    offset_in_slot(va)?;
+    let mut pages = (va & !4095..DEVICES).step_by(4096);
+    // The next slot's guard ends it.
+    pages.find(|at| translate(*at).is_none())
 }

@@ -33,8 +33,10 @@
 //!
 //! 6. A page may be written through an entry only while it is dirty. A write fault on a page that is not lets go of every
 //!    lock and calls [`FileObject::make_writable`]; under the table lock it looks at the mark again. Who cleans
-//!    takes the mark away first and then the right to write from every entry. `write` copies first and marks then, and
-//!    holds a reference meanwhile.
+//!    takes the mark away first and then the right to write from every entry. `write` copies first, then raises the size, then
+//!    marks ([`FileObject::wrote`]), and holds a reference meanwhile.
+//!    Dirty pages are found by their marks in the tree, which are set after the page's own and taken away by who is about to clean
+//!    it, and holds `resize`: so who looks for dirty pages, and waits for it, misses none.
 //! 7. A page that can be read in again is let go of only clean, and only while nobody but the cache has it: under the
 //!    cache's lock, its references frozen. So no write goes to a page that has left.
 
@@ -472,7 +474,8 @@ impl<H: Hw> FileObject<H> {
         let epoch = self.epoch.load(Acquire);
         let size = self.size();
         let window = (index | (WINDOW as u64 - 1)) + 1;
-        let end = window.min(self.end_page());
+        // By the size that is compared below: the file may grow meanwhile.
+        let end = window.min(size.div_ceil(PAGE_SIZE));
         let mut into = Unfilled {
             frames: [const { None }; WINDOW],
         };
@@ -554,6 +557,10 @@ impl<H: Hw> FileObject<H> {
     /// held.
     pub fn mark_dirty(&self, folio: &FolioRef<H>) {
         folio.set_dirty();
+        if self.tracked {
+            let frame = folio.pfn();
+            self.tree.lock(self.hw).mark(folio.index(), frame);
+        }
         // After the mark: who takes the object from the list and then looks for marks sees this one, or we list it again.
         if self.tracked
             && !self.listed.swap(true, SeqCst)
@@ -561,6 +568,13 @@ impl<H: Hw> FileObject<H> {
         {
             source.dirtied(me);
         }
+    }
+
+    /// For `write`: bytes up to `end` are in one of its pages, which was prepared and which the caller holds. The size first:
+    /// who writes back takes what lies before it, and the mark with it.
+    pub fn wrote(&self, folio: &FolioRef<H>, end: u64) {
+        self.extend(end);
+        self.mark_dirty(folio);
     }
 
     /// The next dirty page is told to the source again. Who calls this looks for dirty pages afterwards.
@@ -592,39 +606,34 @@ impl<H: Hw> FileObject<H> {
         self.source.as_deref().filter(|_| self.tracked)
     }
 
-    /// The first dirty pages in a row of `first..end`, with references, at most [`WINDOW`] and of one of the first `look` pages
-    /// that are there: where they begin, how many, or where to look next. `None`: there are no more.
+    /// The first dirty pages in a row of `first..end`, with references, at most [`WINDOW`], and where they begin. The caller, who
+    /// holds `resize` for writing, cleans them all: the tree's marks are gone. `None`: there are no more.
     pub(crate) fn dirty_run(
         &self,
         first: u64,
         end: u64,
-        look: usize,
         out: &mut [Option<FolioRef<H>>; WINDOW],
     ) -> Option<(u64, usize)> {
-        let tree = self.tree.lock(self.hw);
-        let (mut at, mut n, mut seen) = (first, 0, 0);
-        loop {
-            let Some((index, p)) = tree.next(at).filter(|&(index, _)| index < end) else {
-                return (n > 0).then_some((at - n as u64, n));
+        let mut tree = self.tree.lock(self.hw);
+        let (mut at, mut n) = (first, 0);
+        while n < WINDOW {
+            let next = tree.next_marked(at).filter(|&(index, _)| index < end);
+            let Some((index, p)) = next.filter(|&(index, _)| n == 0 || index == at) else {
+                break;
             };
             let folio = Folio::new(self.hw, p);
             let dirty = folio.is_dirty();
-            if n > 0 && (!dirty || index != at) {
-                return Some((at - n as u64, n));
+            if n > 0 && !dirty {
+                break;
             }
+            tree.unmark(index);
             at = index + 1;
             if dirty {
                 out[n] = Some(folio.get());
                 n += 1;
             }
-            seen += 1;
-            if n == WINDOW {
-                return Some((at - n as u64, n));
-            }
-            if n == 0 && seen >= look {
-                return Some((at, 0));
-            }
         }
+        (n > 0).then_some((at - n as u64, n))
     }
 
     /// What was read before this is not put in any more (rule 5).

@@ -11,7 +11,7 @@ use crate::space::{AddressSpace, NewVma, RssKind, VmaFlags};
 use crate::table::{LeafBits, PtGuard, Pte, TlbBatch};
 use alloc::sync::Arc;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn machine(frames: u64) -> Machine {
     Sim::new(Config {
@@ -29,14 +29,18 @@ fn index() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn the_radix_tree_is_a_map(ops in prop::collection::vec((index(), any::<bool>(), 0..5u64), 1..150), from in index()) {
+    fn the_radix_tree_is_a_map(ops in prop::collection::vec((index(), 0..6u8, 0..5u64), 1..150), from in index()) {
         let sim = machine(512);
         let tree = Radix::new();
         let mut model = BTreeMap::new();
-        for (i, (index, insert, fail)) in ops.into_iter().enumerate() {
+        // Those with a mark; a frame without a node has one.
+        let (mut marked, mut alone) = (BTreeSet::new(), false);
+        for (i, (index, what, fail)) in ops.into_iter().enumerate() {
             let mut t = tree.lock(sim);
             prop_assert_eq!(t.get(index), model.get(&index).copied());
-            if insert {
+            // Likely one that is there.
+            let near = model.range(index..).next().map_or(index, |m: (&u64, &Pfn)| *m.0);
+            if what < 3 {
                 if let Some(there) = t.get(index) {
                     prop_assert_eq!(t.insert(index, Pfn(9999)), Ok(Some(there)));
                 } else {
@@ -45,14 +49,25 @@ proptest! {
                     sim.phys().fail_after(0);
                     if let Ok(there) = r {
                         prop_assert_eq!(there, None);
+                        alone = model.is_empty() && index == 0;
                         model.insert(index, Pfn(i as u64 + 1));
+                        marked.extend(alone.then_some(0));
                     }
                 }
+            } else if what == 3 {
+                // As of another frame it has no effect.
+                t.mark(near, model.get(&near).copied().filter(|_| fail > 0).unwrap_or(Pfn(9999)));
+                marked.extend((fail > 0 && model.contains_key(&near)).then_some(near));
+            } else if what == 4 && !alone {
+                t.unmark(near);
+                marked.remove(&near);
             } else {
-                // Likely one that is there.
-                let near = model.range(index..).next().map_or(index, |m| *m.0);
                 prop_assert_eq!(t.remove(near), model.remove(&near));
+                marked.remove(&near);
             }
+            let found: Vec<_> = std::iter::successors(t.next_marked(0), |&(i, _)| t.next_marked(i + 1)).collect();
+            let want: Vec<_> = marked.iter().map(|i| (*i, model[i])).collect();
+            prop_assert_eq!(found, want);
             let found: Vec<_> = std::iter::successors(t.next(0), |&(i, _)| t.next(i + 1)).collect();
             let want: Vec<_> = model.iter().map(|(&i, &p)| (i, p)).collect();
             prop_assert_eq!(found, want);

@@ -6,10 +6,13 @@
 //! Changes need the lock. [`Radix::peek`] needs interrupts off only: nodes come from a type-stable slab
 //! (frames go back only after an acknowledged IPI round) and are freed empty, so a stale descent ends in a
 //! slot of some node: what it finds is a frame number that the caller must check against the frame.
+//!
+//! Frames are marked and found by their marks (those that may be dirty), all under the lock: a slot's bit is set in its node when a
+//! frame below it is marked. A frame that is alone in a tree without nodes counts as marked.
 
 use crate::addr::Pfn;
 use crate::phys::{Hw, NoFrame, slab};
-use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*};
+use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use crate::sync::{Class, SpinGuard, SpinLock};
 use core::ptr::NonNull;
 
@@ -25,6 +28,8 @@ pub struct Node {
     slots: [AtomicUsize; SLOTS],
     /// Slots in use; under the lock.
     used: AtomicU32,
+    /// Slots with a mark, bit by bit; under the lock. None of a node that is not in use.
+    marks: AtomicU64,
 }
 
 // SAFETY: number 2 is the radix nodes'; all fields are atomics.
@@ -34,7 +39,18 @@ unsafe impl slab::SlabObject for Node {
         Self {
             slots: [const { AtomicUsize::new(0) }; SLOTS],
             used: AtomicU32::new(0),
+            marks: AtomicU64::new(0),
         }
+    }
+}
+
+impl Node {
+    /// Sets or takes away the mark of slot `i`; whether that has changed whether the node has any.
+    fn set_mark(&self, i: usize, on: bool) -> bool {
+        let old = self.marks.load(Relaxed);
+        let new = if on { old | 1 << i } else { old & !(1 << i) };
+        self.marks.store(new, Relaxed);
+        (old == 0) != (new == 0)
     }
 }
 
@@ -255,6 +271,10 @@ impl<H: Hw> RadixGuard<'_, H> {
             let n = node(top);
             n.slots[0].store(slot_of_root(root), Relaxed);
             n.used.store(1, Relaxed);
+            n.set_mark(
+                0,
+                is_page(root) || node(slot_of_root(root)).marks.load(Relaxed) != 0,
+            );
             tall += 1;
             root = root_word(top, tall);
         }
@@ -317,19 +337,14 @@ impl<H: Hw> RadixGuard<'_, H> {
         Ok(spare)
     }
 
-    /// Takes the frame at `index` out, and frees nodes that are empty then.
-    pub fn remove(&mut self, index: u64) -> Option<Pfn> {
-        let root = self.radix.root.load(Relaxed);
-        if root == 0 || !reaches(height(root), index) {
+    /// The nodes that lead to the frame at `index`, by level, how many, and the frame.
+    fn path(&self, index: u64) -> Option<([usize; MAX_HEIGHT as usize], u32, Pfn)> {
+        let mut word = self.radix.root.load(Relaxed);
+        if word == 0 || !reaches(height(word), index) {
             return None;
         }
-        if is_page(root) {
-            self.radix.root.store(0, Release);
-            return Some(pfn(root));
-        }
         let mut path = [0usize; MAX_HEIGHT as usize];
-        let tall = height(root);
-        let mut word = root;
+        let tall = height(word);
         for level in (0..tall).rev() {
             if word == 0 {
                 return None;
@@ -337,16 +352,49 @@ impl<H: Hw> RadixGuard<'_, H> {
             path[level as usize] = word;
             word = node(word).slots[digit(index, level)].load(Relaxed);
         }
-        if !is_page(word) {
-            return None;
+        is_page(word).then(|| (path, tall, pfn(word)))
+    }
+
+    /// Marks `frame`, if it is at `index`.
+    pub fn mark(&mut self, index: u64, frame: Pfn) {
+        // Often it is marked.
+        if let Some(Leaf::Node(n)) = self.radix.peek_leaf(index)
+            && n.marks.load(Relaxed) >> digit(index, 0) & 1 != 0
+        {
+            return;
         }
+        if self.get(index) == Some(frame) {
+            self.set_mark(index, true);
+        }
+    }
+
+    /// Takes the mark of the frame at `index` away.
+    pub fn unmark(&mut self, index: u64) {
+        self.set_mark(index, false);
+    }
+
+    fn set_mark(&mut self, index: u64, on: bool) {
+        if let Some((path, tall, _)) = self.path(index) {
+            let _ = (0..tall)
+                .find(|&level| !node(path[level as usize]).set_mark(digit(index, level), on));
+        }
+    }
+
+    /// Takes the frame at `index` out, and frees nodes that are empty then.
+    pub fn remove(&mut self, index: u64) -> Option<Pfn> {
+        let (path, tall, frame) = self.path(index)?;
+        if tall == 0 {
+            self.radix.root.store(0, Release);
+            return Some(frame);
+        }
+        self.unmark(index);
         for level in 0..tall {
             let n = node(path[level as usize]);
             n.slots[digit(index, level)].store(0, Release);
             let used = n.used.load(Relaxed) - 1;
             n.used.store(used, Relaxed);
             if used != 0 {
-                return Some(pfn(word));
+                return Some(frame);
             }
             if level + 1 == tall {
                 self.radix.root.store(0, Release);
@@ -355,11 +403,22 @@ impl<H: Hw> RadixGuard<'_, H> {
             // slot above is cleared in the next round, before the lock is given up.
             unsafe { slab::free(self.hw, NonNull::from(n)) };
         }
-        Some(pfn(word))
+        Some(frame)
     }
 
     /// The first frame at or after `from`.
     pub fn next(&self, from: u64) -> Option<(u64, Pfn)> {
+        self.search(from, |_| !0)
+    }
+
+    /// The first with a mark.
+    pub fn next_marked(&self, from: u64) -> Option<(u64, Pfn)> {
+        self.search(from, |n| n.marks.load(Relaxed))
+    }
+
+    /// The first frame at or after `from`, where only slots in which `which` has a bit are looked at.
+    #[inline(always)]
+    fn search(&self, from: u64, which: fn(&Node) -> u64) -> Option<(u64, Pfn)> {
         let root = self.radix.root.load(Relaxed);
         if root == 0 || !reaches(height(root), from) {
             return None;
@@ -367,15 +426,21 @@ impl<H: Hw> RadixGuard<'_, H> {
         if is_page(root) {
             return Some((0, pfn(root)));
         }
-        scan(node(root), height(root) - 1, from, 0)
+        scan(node(root), height(root) - 1, from, 0, which)
     }
 }
 
 /// The first frame at or after `from` under a node of which `level` is the digit and `base` the offset.
-fn scan(n: &Node, level: u32, from: u64, base: u64) -> Option<(u64, Pfn)> {
+fn scan(n: &Node, level: u32, from: u64, base: u64, which: fn(&Node) -> u64) -> Option<(u64, Pfn)> {
     let step = 1 << (BITS * level);
     let first = (from.saturating_sub(base) / step) as usize;
-    for i in first..SLOTS {
+    if first >= SLOTS {
+        return None;
+    }
+    let mut left = which(n) >> first << first;
+    while left != 0 {
+        let i = left.trailing_zeros() as usize;
+        left &= left - 1;
         let slot = n.slots[i].load(Relaxed);
         let at = base + i as u64 * step;
         if slot == 0 {
@@ -384,7 +449,7 @@ fn scan(n: &Node, level: u32, from: u64, base: u64) -> Option<(u64, Pfn)> {
         if level == 0 {
             return Some((at, pfn(slot)));
         }
-        if let Some(hit) = scan(node(slot), level - 1, from, at) {
+        if let Some(hit) = scan(node(slot), level - 1, from, at, which) {
             return Some(hit);
         }
     }

@@ -16,9 +16,6 @@ use crate::race::{Point, planted, point};
 use crate::table::pte::bit;
 use crate::wait::CanWait;
 
-/// Pages that are looked at before others get a chance at the cache.
-const LOOK: usize = 1024;
-
 impl<H: Hw> FileObject<H> {
     /// Writes the dirty pages of `first..end` and waits until the source has them. Whoever else was writing some of them
     /// has finished, too. Sleeps; no lock of this crate is held, and none that its [`Source`](crate::object::Source) takes.
@@ -35,7 +32,7 @@ impl<H: Hw> FileObject<H> {
             let mut run = Dirty {
                 pages: [const { None }; WINDOW],
             };
-            let found = self.dirty_run(at, end, LOOK, &mut run.pages);
+            let found = self.dirty_run(at, end, &mut run.pages);
             let Some((start, n)) = found else {
                 self.resize.unlock_write(hw);
                 return result;
@@ -47,7 +44,7 @@ impl<H: Hw> FileObject<H> {
             // Truncation is kept away, and a page that was here lies before the end.
             let len = self.size().saturating_sub(start << PAGE_SHIFT);
             let len = len.min((n as u64) * PAGE_SIZE);
-            if n > 0 && len > 0 {
+            if len > 0 {
                 point(hw, Point::Writeback);
                 if let Err(errno) = source.write(wait, start, &run, len) {
                     self.note_failure(errno);

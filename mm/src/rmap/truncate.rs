@@ -26,9 +26,10 @@ fn free_to_go<H: Hw>(folio: Folio<H>) -> bool {
 impl<H: Hw> FileObject<H> {
     /// Sets the size. Pages beyond it lose their mappings (SIGBUS from then on, private copies included)
     /// and their content; the rest of the last page reads as zeroes. With the size it has, drops what
-    /// lies beyond. Sleeps; the caller holds the inode's lock and no mmap lock.
+    /// lies beyond. What it gets more reads as zeroes. Sleeps; the caller holds the inode's lock and no mmap lock.
     pub fn set_size(&self, wait: &mut CanWait<H>, size: u64) {
         while self.resize.write(wait, Park::Uninterruptible).is_err() {}
+        self.clear_tail(size);
         let old = self.store_size(size);
         if size <= old {
             self.begin_epoch();
@@ -38,6 +39,12 @@ impl<H: Hw> FileObject<H> {
             self.zero_in_page(size, first << PAGE_SHIFT);
         }
         self.resize.unlock_write(self.hw());
+    }
+
+    /// Before the file grows, to be written from `to` on or to end there: what was stored behind its end, through mappings of its
+    /// last page, is no part of it. The caller holds the inode's lock.
+    pub fn clear_tail(&self, to: u64) {
+        self.zero_in_page(self.size(), to);
     }
 
     /// Makes `start..end` (bytes) read as zeroes; whole pages inside become holes. The size stays. Private

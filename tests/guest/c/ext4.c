@@ -179,8 +179,8 @@ static void data(void) {
   CHECK(!ftruncate(f, 10 * PG + 100) && s[10 * PG + 99] && !s[10 * PG + 100] && !strcmp(probe(s + 11 * PG, 'r'), "BUS_ADRERR"));
   s[10 * PG + 200] = 1; // behind the end: nobody keeps it
   CHECK(!msync(s, 11 * PG, MS_SYNC) && !ftruncate(f, 20 * PG) && pread(f, c, 20 * PG, 0) == 20 * (ssize_t)PG);
-  for (size_t i = 11 * PG; i < 20 * PG; i++) CHECK(!c[i]);
-  CHECK(is_pattern(c, 0, 10 * PG + 96) && s[15 * PG] == 0);
+  for (size_t i = 10 * PG + 100; i < 20 * PG; i++) CHECK(!c[i] && !s[i]);
+  CHECK(is_pattern(c, 0, 10 * PG + 96));
   // Stores, and what a private mapping keeps to itself.
   memset(s + 12 * PG, 'S', PG), memset(p + 13 * PG, 'P', PG);
   CHECK(!msync(s + 12 * PG, PG, MS_SYNC) && pread(d, c, 2 * PG, 12 * PG) == 2 * (ssize_t)PG && c[0] == 'S' && c[PG - 1] == 'S' && !c[PG]);
@@ -194,7 +194,8 @@ static void data(void) {
   for (size_t i = 26 * PG; i < 40 * PG; i++) CHECK(!c[i]);
   CHECK(pread(d, c, PG, 40 * PG) == 512 && pread(d, c, PG, 41 * PG) == 0 && pwrite(d, b + 1, 512, 0) == -1 && errno == EINVAL);
   // Holes.
-  CHECK(lseek(f, 0, SEEK_HOLE) == 26 * (off_t)PG || lseek(f, 0, SEEK_HOLE) < 26 * (off_t)PG);
+  off_t hole = lseek(f, 0, SEEK_HOLE);
+  CHECK(hole > 10 * (off_t)PG + 100 && hole <= 11 * (off_t)PG);
   CHECK(!fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PG + 10, 4 * PG));
   CHECK(lseek(f, 4 * PG, SEEK_HOLE) > 4 * (off_t)PG && lseek(f, 4 * PG, SEEK_HOLE) <= 5 * (off_t)PG && lseek(f, 5 * PG, SEEK_DATA) == 8 * (off_t)PG);
   CHECK(s[4 * PG + 8] && !s[4 * PG + 11] && !s[6 * PG] && !s[8 * PG + 8] && s[8 * PG + 11]);

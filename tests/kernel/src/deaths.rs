@@ -4,6 +4,7 @@ use core::hint::black_box;
 
 use kernel::arch::{self, X86};
 use kernel::ktest;
+use kernel::memory::kspace::LargeStack;
 use kernel::sync::IrqLock;
 use kernel::task;
 use mm::sync::{Class, SpinLock};
@@ -25,6 +26,27 @@ extern "C" fn recurse_from_zero() {
 
 ktest!(overflow_a_kernel_stack, alone, {
     black_box(recurse(0));
+});
+
+ktest!(overflow_a_large_stack, alone, {
+    LargeStack::new().unwrap().run(|| black_box(recurse(0)));
+});
+
+#[inline(never)]
+fn far_below_the_top() {
+    let mut room = [0u8; 20 << 10];
+    black_box(&mut room);
+    give_up_down_there();
+    black_box(&mut room);
+}
+
+#[inline(never)]
+fn give_up_down_there() {
+    panic!("far below")
+}
+
+ktest!(panic_in_a_large_stack, alone, {
+    LargeStack::new().unwrap().run(far_below_the_top);
 });
 
 ktest!(overflow_the_boot_stack, alone, {

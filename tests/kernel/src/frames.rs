@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use kernel::arch::X86;
 use kernel::memory;
-use kernel::memory::kspace::KernelStack;
+use kernel::memory::kspace::{KernelStack, LargeStack};
 use mm::addr::Order;
 use mm::phys::{Frame, Owned, Use};
 use mm::{Hw, Pfn};
@@ -144,6 +144,37 @@ ktest!(kernel_stacks_have_guards, {
     drop(stacks);
     // Tables of the kernel half stay.
     assert!(free() + 4 >= before);
+});
+
+ktest!(a_large_stack_that_is_not_made_leaves_nothing, {
+    // Those that are there already do not count.
+    let others: Vec<LargeStack> = (0..17).map(|_| LargeStack::new().unwrap()).collect();
+    let phys = X86.phys();
+    let give = |pfn| {
+        // SAFETY: taken below, order 0, ours alone.
+        phys.free(X86, unsafe { Frame::from_raw(pfn, Order::ZERO) });
+    };
+    let mut first = Pfn(0);
+    while let Some(frame) = phys.alloc(X86, Use::Kernel) {
+        let pfn = frame.into_pfn();
+        bytes(pfn)[..8].copy_from_slice(&first.0.to_ne_bytes());
+        first = pfn;
+    }
+    let mut back = || {
+        let pfn = first;
+        first = Pfn(u64::from_ne_bytes(bytes(pfn)[..8].try_into().unwrap()));
+        give(pfn);
+        first.0 != 0
+    };
+    (0..20).for_each(|_| assert!(back()));
+    let before = free();
+    let made = LargeStack::new().is_some();
+    let after = free();
+    while back() {}
+    assert!(!made);
+    // Tables of the kernel half stay.
+    assert!(after + 2 >= before, "{} frames are gone", before - after);
+    drop(others);
 });
 
 ktest!(

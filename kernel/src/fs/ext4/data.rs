@@ -229,6 +229,7 @@ impl Node {
         }
         let start = *pos;
         let end = limit.min(start.saturating_add(buf.left() as u64));
+        regular.content.object().clear_tail(start);
         regular.write_back(start..end)?;
         let done = regular.write_direct(buf, pos, end);
         regular.changed(start..end);
@@ -356,7 +357,8 @@ impl FileOps for Node {
             file.changed(offset..end);
         }
         if grows {
-            file.content.object().extend(end);
+            object.clear_tail(end);
+            object.extend(end);
         }
         self.modified();
         Ok(())

@@ -53,10 +53,12 @@ impl Lent {
         len: usize,
         f: impl FnOnce(&[u8]) -> R,
     ) -> (R, usize) {
-        // SAFETY: only writes inside `f` use it, and it is gone before the borrow that it came with ends; panics abort.
+        // SAFETY: only `behind` shows it to anybody, to writes that `f` waits for: the caller's lock keeps others away. It is gone
+        // before the borrow that it came with ends; panics abort.
         let memory = unsafe { transmute::<Memory<'_>, Memory<'static>>(memory) };
         self.moved.store(0, Ordering::Relaxed);
-        *self.memory.lock() = Some(memory);
+        let before = self.memory.lock().replace(memory);
+        assert!(before.is_none(), "two write at a time");
         let result = f(&self.blank[..len]);
         *self.memory.lock() = None;
         (result, self.moved.load(Ordering::Relaxed))
