@@ -40,11 +40,16 @@
 //! 7. A page that can be read in again is let go of only clean, and only while nobody but the cache has it: under the
 //!    cache's lock, its references frozen. So no write goes to a page that has left.
 
+mod dirty;
+mod source;
+
+pub use source::{AHEAD, Dirty, Source, Unfilled, WINDOW};
+
 use super::edges::EdgeList;
 use super::radix::Radix;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::errno::Errno;
-use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Owned, Use, Zeroed, flag};
+use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed, flag};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::*};
 use crate::sync::{Class, RwSem, SpinLock};
 use crate::wait::CanWait;
@@ -77,115 +82,6 @@ pub struct Label {
     pub dev: u64,
     /// Inode number.
     pub ino: u64,
-}
-
-/// Where an object's pages come from, and where they go. All calls sleep, and may come from several threads at once.
-pub trait Source<H: Hw>: Send + Sync {
-    /// Fills the frames with the pages from `first` on, as far as the object goes; the rest of its last page is zeroes
-    /// already. Nobody writes to them after it returned. No lock is held. `EIO`; `ENOMEM`: what is free is needed elsewhere.
-    fn read(&self, wait: &mut CanWait<H>, first: u64, into: &Unfilled) -> Result<(), Errno>;
-    /// Whether pages are written back. Asked once.
-    fn writable(&self) -> bool {
-        false
-    }
-    /// `count` pages from `first` on are about to become dirty: the source makes sure that it has a place for them, and here
-    /// waits who makes pages dirty faster than they are written. The caller holds at most what orders its own writes: no
-    /// lock of this crate. `ENOSPC`, `EIO`: they do not become dirty.
-    fn prepare(&self, _wait: &mut CanWait<H>, _first: u64, _count: u64) -> Result<(), Errno> {
-        Ok(())
-    }
-    /// The object has dirty pages and had none since [`FileObject::unlist`]: to be kept until they are written. No lock is
-    /// held; does not sleep.
-    fn dirtied(&self, _object: Arc<FileObject<H>>) {}
-    /// What was written before stays, whatever happens to the machine. No lock is held. `EIO`.
-    fn flush(&self) -> Result<(), Errno> {
-        Ok(())
-    }
-    /// Writes the first `len` bytes of pages from `first` on; `len` ends within the last of them only at the object's end.
-    /// `resize` is held for writing: no truncation and no other `write` of the object runs; reads and `prepare` do.
-    /// `EIO`, `ENOSPC`: the pages count as written, and who asks for the object's data (`fsync`) is told once.
-    fn write(
-        &self,
-        _wait: &mut CanWait<H>,
-        _first: u64,
-        _pages: &Dirty<H>,
-        _len: u64,
-    ) -> Result<(), Errno> {
-        Err(Errno::EIO)
-    }
-}
-
-/// Pages on their way to a source: clean, and perhaps being written again by their users, which makes them dirty again.
-pub struct Dirty<H: Hw> {
-    pub(crate) pages: [Option<FolioRef<H>>; WINDOW],
-}
-
-impl<H: Hw> Dirty<H> {
-    /// Which frames, in the order of their pages.
-    pub fn pfns(&self) -> impl Iterator<Item = Pfn> {
-        self.pages.iter().flatten().map(|page| page.pfn())
-    }
-
-    /// That of page `n`.
-    pub fn pfn(&self, n: usize) -> Option<Pfn> {
-        Some(self.pages.get(n)?.as_ref()?.pfn())
-    }
-
-    /// How many bytes.
-    pub fn bytes(&self) -> u64 {
-        self.pfns().count() as u64 * PAGE_SIZE
-    }
-
-    /// Copies bytes of one page, from the `skip`th of all on.
-    pub fn copy(&self, skip: u64, out: &mut [u8]) {
-        let at = (skip & (PAGE_SIZE - 1)) as usize;
-        let page = self.pages.get((skip >> PAGE_SHIFT) as usize);
-        let Some(page) = page.and_then(Option::as_ref) else {
-            return;
-        };
-        let len = out.len().min(PAGE_SIZE as usize - at);
-        // SAFETY: inside the page's 4096 bytes, which our reference keeps; others may write it meanwhile, as through a
-        // shared mapping: bytes are copied as they are.
-        unsafe { core::ptr::copy_nonoverlapping(page.ptr().add(at), out.as_mut_ptr(), len) };
-    }
-}
-
-/// Pages that are read in at once, an aligned window.
-pub const WINDOW: usize = 16;
-
-/// Pages that are read in because somebody says that he will need them.
-pub const AHEAD: u64 = 512;
-
-/// Frames that wait for their content.
-pub struct Unfilled {
-    frames: [Option<Frame<Owned>>; WINDOW],
-}
-
-impl Unfilled {
-    /// Which, in the order of their pages.
-    pub fn pfns(&self) -> impl Iterator<Item = Pfn> {
-        self.frames.iter().flatten().map(Frame::pfn)
-    }
-
-    /// That of page `n`.
-    pub fn pfn(&self, n: usize) -> Option<Pfn> {
-        Some(self.frames.get(n)?.as_ref()?.pfn())
-    }
-
-    /// Zeroes `len` bytes after the first `skip`, as far as there are frames.
-    pub fn clear<H: Hw>(&self, hw: H, skip: u64, len: u64) {
-        let (mut at, mut left) = (skip & (PAGE_SIZE - 1), len);
-        for pfn in self.pfns().skip((skip >> PAGE_SHIFT) as usize) {
-            let n = left.min(PAGE_SIZE - at);
-            // SAFETY: inside the 4096 bytes of a frame that is ours and that nobody else has yet.
-            unsafe {
-                hw.frame_ptr(pfn)
-                    .add(at as usize)
-                    .write_bytes(0, n as usize)
-            };
-            (at, left) = (0, left - n);
-        }
-    }
 }
 
 /// See the module.
@@ -529,111 +425,6 @@ impl<H: Hw> FileObject<H> {
                 at += 1;
             }
         }
-    }
-
-    /// Makes the page at `index` dirty, if it is there: a write through a mapping may follow (rule 6). Else reads it in; the
-    /// fault comes again. Sleeps; no lock is held. `EIO`, `ENOSPC`, `ENOMEM`.
-    pub fn make_writable(&self, wait: &mut CanWait<H>, index: u64) -> Result<(), Errno> {
-        if index >= self.end_page() {
-            return Ok(());
-        }
-        self.prepare(wait, index, 1)?;
-        match self.lookup(index) {
-            Some(folio) => self.mark_dirty(&folio),
-            None => self.page_in(wait, index)?,
-        }
-        Ok(())
-    }
-
-    /// For `write`: there will be a place for `count` pages from `first` on. Sleeps. `EIO`, `ENOSPC`.
-    pub fn prepare(&self, wait: &mut CanWait<H>, first: u64, count: u64) -> Result<(), Errno> {
-        match &self.source {
-            Some(source) if self.tracked => source.prepare(wait, first, count),
-            _ => Ok(()),
-        }
-    }
-
-    /// One of its pages, which was prepared and which the caller holds, has other content than the source. No spin lock is
-    /// held.
-    pub fn mark_dirty(&self, folio: &FolioRef<H>) {
-        folio.set_dirty();
-        if self.tracked {
-            let frame = folio.pfn();
-            self.tree.lock(self.hw).mark(folio.index(), frame);
-        }
-        // After the mark: who takes the object from the list and then looks for marks sees this one, or we list it again.
-        if self.tracked
-            && !self.listed.swap(true, SeqCst)
-            && let (Some(source), Some(me)) = (&self.source, self.me.upgrade())
-        {
-            source.dirtied(me);
-        }
-    }
-
-    /// For `write`: bytes up to `end` are in one of its pages, which was prepared and which the caller holds. The size first:
-    /// who writes back takes what lies before it, and the mark with it.
-    pub fn wrote(&self, folio: &FolioRef<H>, end: u64) {
-        self.extend(end);
-        self.mark_dirty(folio);
-    }
-
-    /// The next dirty page is told to the source again. Who calls this looks for dirty pages afterwards.
-    pub fn unlist(&self) {
-        self.listed.store(false, SeqCst);
-    }
-
-    /// How often writing back has failed (upper half), and why the last time (errno, lower half): who remembers the word
-    /// and finds another one later has missed an error.
-    pub fn failures(&self) -> u64 {
-        self.failed.load(SeqCst)
-    }
-
-    pub(crate) fn note_failure(&self, errno: Errno) {
-        let next = |old: u64| Some(((old >> 32) + 1) << 32 | errno.raw() as u64);
-        let _ = self.failed.fetch_update(SeqCst, SeqCst, next);
-    }
-
-    /// The bytes of pages `first..end` as they are now stay, whatever happens to the machine (`fsync`, `msync`). Sleeps, as
-    /// [`Self::write_back`]; errors as there.
-    pub fn sync(&self, wait: &mut CanWait<H>, first: u64, end: u64) -> Result<(), Errno> {
-        let written = self.write_back(wait, first, end);
-        let flushed = self.source.as_ref().map_or(Ok(()), |source| source.flush());
-        written.and(flushed)
-    }
-
-    /// Where it is written to, if it is tracked.
-    pub(crate) fn sink(&self) -> Option<&dyn Source<H>> {
-        self.source.as_deref().filter(|_| self.tracked)
-    }
-
-    /// The first dirty pages in a row of `first..end`, with references, at most [`WINDOW`], and where they begin. The caller, who
-    /// holds `resize` for writing, cleans them all: the tree's marks are gone. `None`: there are no more.
-    pub(crate) fn dirty_run(
-        &self,
-        first: u64,
-        end: u64,
-        out: &mut [Option<FolioRef<H>>; WINDOW],
-    ) -> Option<(u64, usize)> {
-        let mut tree = self.tree.lock(self.hw);
-        let (mut at, mut n) = (first, 0);
-        while n < WINDOW {
-            let next = tree.next_marked(at).filter(|&(index, _)| index < end);
-            let Some((index, p)) = next.filter(|&(index, _)| n == 0 || index == at) else {
-                break;
-            };
-            let folio = Folio::new(self.hw, p);
-            let dirty = folio.is_dirty();
-            if n > 0 && !dirty {
-                break;
-            }
-            tree.unmark(index);
-            at = index + 1;
-            if dirty {
-                out[n] = Some(folio.get());
-                n += 1;
-            }
-        }
-        (n > 0).then_some((at - n as u64, n))
     }
 
     /// What was read before this is not put in any more (rule 5).
