@@ -155,6 +155,7 @@ pub const ALONE: &[Program] = &[
     c("ext4"),
     c("aio"),
     c("edu"),
+    c("stray"),
     c("devmem"),
     c("fb"),
 ];

@@ -1,4 +1,4 @@
-//! What the firmware's tables say: CPUs, interrupt controllers, the PM timer.
+//! What the firmware's tables say: CPUs, interrupt controllers, the PM timer; `dmar` reads one that the crate does not know.
 
 use core::ptr::NonNull;
 
@@ -6,7 +6,7 @@ use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 
-use super::{MAX_CPUS, apic};
+use super::{MAX_CPUS, apic, dmar};
 
 /// Tables are read in the direct map.
 #[derive(Clone)]
@@ -39,6 +39,9 @@ pub(super) fn read(rsdp: Option<u64>) -> Machine {
     };
     // SAFETY: the loader's RSDP; `DirectMap` maps as it promises.
     let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(DirectMap, at as usize) }.ok());
+    if let Some(tables) = &tables {
+        dmar::read(tables);
+    }
     let madt = tables.as_ref().and_then(|t| t.find_table::<Madt>().ok());
     let mut base = madt
         .as_ref()

@@ -4,6 +4,7 @@ mod acpi;
 mod apic;
 mod cpu;
 pub mod debug;
+pub mod dmar;
 mod entry;
 pub mod fpu;
 pub mod frame;
@@ -20,9 +21,9 @@ mod trap;
 pub mod uaccess;
 
 pub use cpu::{
-    Features, cr2, cr3, features, fs_base, halt_until_interrupt, invlpg, irq_disable, irq_enable,
-    irq_restore, irq_save, irqs_on, physical_bits, rdtsc, set_cr3, set_fs_base, set_user_gs_base,
-    user_gs_base,
+    Features, clflush, cr2, cr3, features, fs_base, halt_until_interrupt, invlpg, irq_disable,
+    irq_enable, irq_restore, irq_save, irqs_on, physical_bits, rdtsc, set_cr3, set_fs_base,
+    set_user_gs_base, user_gs_base,
 };
 pub use entry::{return_to_user, watch_syscalls};
 pub use frame::TrapFrame;

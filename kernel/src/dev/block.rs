@@ -3,12 +3,14 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Deref;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
 use mm::object::cache::{Dirty, Unfilled, WINDOW};
 use mm::{Errno, PAGE_SHIFT, PAGE_SIZE};
 use spin::Mutex as Spin;
 
 use super::flight::{self, Request};
+use super::iommu::Dma;
 use crate::arch::X86;
 use crate::memory::{direct, frames};
 
@@ -67,7 +69,7 @@ impl Frames<'_> {
 }
 
 /// Memory that a device may use for as long as this lives: it borrows what keeps the memory in its place. Only what may
-/// be written can be filled. At most [`PIECES`] pages.
+/// be written can be filled. At most [`PIECES`] pages. Where they are is told by what lets a device reach them.
 #[derive(Clone, Copy)]
 pub struct Memory<'a> {
     frames: Frames<'a>,
@@ -149,7 +151,7 @@ impl<'a> Memory<'a> {
     }
 
     /// Where its bytes are: as few pieces as there can be.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+    fn pieces(&self) -> impl Iterator<Item = Piece> + Clone + use<'a> {
         let (frames, mut at, end) = (self.frames, self.skip, self.skip + self.len);
         core::iter::from_fn(move || {
             let start = (at < end).then_some(at)?;
@@ -163,6 +165,66 @@ impl<'a> Memory<'a> {
                 }
             }
         })
+    }
+
+    /// Lets a device reach it. `ENOMEM`, `EIO`.
+    pub fn map(&self, dma: Dma) -> Result<Mapped<'a>, Errno> {
+        let reached = self.lend(dma)?;
+        Ok(Mapped { reached, dma })
+    }
+
+    /// The same; whoever calls this calls [`Memory::take_back`] when the device is done.
+    pub(super) fn lend(&self, dma: Dma) -> Result<Reached<'a>, Errno> {
+        dma.lend(self.pieces(), self.way)?;
+        Ok(Reached(*self))
+    }
+
+    pub(super) fn take_back(&self, dma: Dma) {
+        dma.take_back(self.pieces(), self.way);
+    }
+}
+
+/// Memory that its device reaches.
+#[derive(Clone, Copy)]
+pub struct Reached<'a>(Memory<'a>);
+
+impl<'a> Reached<'a> {
+    pub fn way(&self) -> Way {
+        self.0.way
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.0.len
+    }
+
+    /// As [`Memory::part`].
+    pub fn part(&self, skip: u64, len: u64) -> Option<Self> {
+        self.0.part(skip, len).map(Reached)
+    }
+
+    /// Where its bytes are: as few pieces as there can be.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + use<'a> {
+        self.0.pieces()
+    }
+}
+
+/// The same, until this is dropped.
+pub struct Mapped<'a> {
+    reached: Reached<'a>,
+    dma: Dma,
+}
+
+impl<'a> Deref for Mapped<'a> {
+    type Target = Reached<'a>;
+
+    fn deref(&self) -> &Reached<'a> {
+        &self.reached
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        self.reached.0.take_back(self.dma);
     }
 }
 

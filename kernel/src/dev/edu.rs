@@ -18,6 +18,7 @@ use mm::Errno;
 use spin::Once;
 
 use super::block::{Lent, Memory, Way};
+use super::iommu::Dma;
 use super::irq::{self, Line};
 use super::pci::{Function, Registers, Window};
 use crate::arch::time::now_ns;
@@ -57,6 +58,7 @@ const LOOK: u64 = 5_000_000;
 pub struct Edu {
     function: Function,
     registers: Registers,
+    dma: Dma,
     /// Where they are.
     window: Window,
     /// Nanoseconds that it may work.
@@ -99,6 +101,7 @@ pub fn start(function: Function) -> Option<()> {
     let edu = Box::leak(Box::new(Edu {
         function,
         registers,
+        dma: Dma::of(function)?,
         window: function.window(0)?,
         patience: super::patience(),
         turn: Mutex::new(true),
@@ -162,6 +165,7 @@ impl Edu {
         {
             return Err(Errno::EINVAL);
         }
+        let memory = memory.map(self.dma)?;
         let mut at = BUFFER + offset;
         let done = memory.pieces().try_for_each(|piece| {
             let (from, to, way) = match memory.way() {
@@ -177,6 +181,7 @@ impl Edu {
             };
             self.obey(&order, &mut alive)
         });
+        drop(memory);
         if done.is_err() && !*alive {
             lent.lose();
         }

@@ -14,7 +14,8 @@ use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
 use spin::Once;
 
-use super::block::{self, Disk, Memory, SECTOR};
+use super::block::{self, Disk, Memory, Reached, SECTOR, Way};
+use super::iommu::Dma;
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
@@ -50,6 +51,8 @@ impl Keeper {
     }
 }
 
+const THERE: &str = "it was there when the request was made";
+
 /// One transfer.
 pub struct Request {
     pub sector: u64,
@@ -57,6 +60,8 @@ pub struct Request {
     skip: u64,
     len: u64,
     keeper: Keeper,
+    /// Who reaches them.
+    lent: Option<Dma>,
     job: Arc<Job>,
     result: Result<(), Errno>,
     next: Option<Box<Request>>,
@@ -71,6 +76,7 @@ impl Request {
             skip,
             len,
             keeper,
+            lent: None,
             job: job.clone(),
             result: Err(Errno::EIO),
             next: None,
@@ -113,10 +119,21 @@ impl Request {
         Request::new(job, sector, span.at as u64, len, keeper)
     }
 
-    pub fn memory(&self) -> Memory<'_> {
-        self.keeper
-            .memory(self.skip, self.len)
-            .expect("it was there when the request was made")
+    pub fn way(&self) -> Way {
+        self.memory().way()
+    }
+
+    /// Lets a device reach the memory, until the end; once. `ENOMEM`, `EIO`.
+    pub fn lend(&mut self, dma: Dma) -> Result<Reached<'_>, Errno> {
+        assert!(self.lent.is_none());
+        let memory = self.keeper.memory(self.skip, self.len).expect(THERE);
+        let reached = memory.lend(dma)?;
+        self.lent = Some(dma);
+        Ok(reached)
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        self.keeper.memory(self.skip, self.len).expect(THERE)
     }
 
     /// What came of it.
@@ -126,6 +143,9 @@ impl Request {
 
     /// Lets go of the memory, then tells the job. Where one may sleep.
     fn end(self) {
+        if let Some(dma) = self.lent {
+            self.memory().take_back(dma);
+        }
         let Request {
             sector,
             keeper,

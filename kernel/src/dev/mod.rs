@@ -1,16 +1,18 @@
 //! Devices on the PCI bus, and what they are to the rest of the kernel.
 //!
-//! `pci` functions, their capabilities and registers · `irq` vectors for them · `block` what a disk is, and the memory
-//! that it may use · `bochs` a screen · `edu` QEMU's teaching device · `nvme` disks · `virtio` the transport and its queues · `virtio_blk` disks
+//! `pci` functions, their capabilities and registers · `irq` vectors for them · `iommu` what each may reach · `block` what a disk is,
+//! and the memory that it may use · `bochs` a screen · `edu` QEMU's teaching device · `nvme` disks · `virtio` the transport and its queues · `virtio_blk` disks
 //! of a virtual machine.
 //!
 //! Who owns memory that a device writes: a `block::Memory` borrows the pins (or the kernel's own frames) that it is made from,
-//! and a transfer keeps it until the device has said that it is done; a `flight::Request` owns them. Nothing is unpinned under a device.
+//! and a transfer keeps it until the device has said that it is done; a `flight::Request` owns them. Nothing is unpinned under a device,
+//! and where there is an IOMMU, the device cannot reach it any more when it is.
 
 pub mod block;
 pub mod bochs;
 pub mod edu;
 pub mod flight;
+pub mod iommu;
 mod irq;
 mod nvme;
 mod pci;
@@ -27,6 +29,7 @@ fn patience() -> u64 {
 
 /// Finds the machine's devices. Once, in thread context, before the first program.
 pub fn init() {
+    iommu::start();
     pci::each(|function| {
         if bochs::is_one(function) && bochs::start(function).is_none() {
             crate::warn!("pci {function}: this screen is not understood");

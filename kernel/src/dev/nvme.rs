@@ -19,12 +19,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
 
-use super::block::{self, Bounce, Disk, Family, Memory, SECTOR, Way};
+use super::block::{self, Bounce, Disk, Family, Memory, Reached, SECTOR, Way};
+use super::iommu::{Dma, READS, WRITES};
 use super::irq::{self, Line};
 use super::pci::{Function, Registers};
 use crate::arch;
 use crate::arch::time::now_ns;
-use crate::memory::{direct, frames};
+use crate::memory::direct;
 use crate::sync::{IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue, cond_resched};
 
@@ -179,7 +180,7 @@ struct Queue {
 
 impl Queue {
     /// Memory for queue `n`. It stays, and the device has not heard of it.
-    fn new(control: &'static Control, n: u32, stride: u32) -> Option<&'static Queue> {
+    fn new(control: &'static Control, dma: Dma, n: u32, stride: u32) -> Option<&'static Queue> {
         let bell = |k| control.registers.part(BELLS + (2 * n + k) * stride, 4);
         let slot = || Slot {
             state: AtomicU8::new(FREE),
@@ -190,9 +191,9 @@ impl Queue {
         Some(Box::leak(Box::new(Queue {
             control,
             patience: super::patience(),
-            commands: frames::alloc_zeroed()?,
-            completions: frames::alloc_zeroed()?,
-            lists: frames::alloc(LISTS_ORDER)?,
+            commands: dma.alloc(0, READS)?,
+            completions: dma.alloc(0, WRITES)?,
+            lists: dma.alloc(LISTS_ORDER, READS)?,
             tail_bell: bell(0),
             head_bell: bell(1),
             inner: IrqLock::new(Inner {
@@ -347,7 +348,7 @@ struct Gathered {
 
 /// Up to `most` bytes of `memory` from `at` on: what one command can say. Only its first page begins inside a page and only its last
 /// ends there, as with any memory.
-fn gather(memory: &Memory<'_>, at: u64, most: u64) -> Option<Gathered> {
+fn gather(memory: &Reached<'_>, at: u64, most: u64) -> Option<Gathered> {
     let mut g = Gathered {
         pages: [0; PAGES],
         used: 0,
@@ -368,6 +369,7 @@ fn gather(memory: &Memory<'_>, at: u64, most: u64) -> Option<Gathered> {
 
 struct Controller {
     queues: Vec<&'static Queue>,
+    dma: Dma,
     /// Bytes in one command.
     most: u64,
     /// It keeps writes to itself until it is told to flush them.
@@ -420,7 +422,8 @@ fn bring_up(function: Function, control: &'static Control, stride: u32) -> Optio
         return None;
     }
     let msix = function.msix()?;
-    let admin = Queue::new(control, 0, stride)?;
+    let dma = Dma::of(function)?;
+    let admin = Queue::new(control, dma, 0, stride)?;
     msix.route(0, 0, irq::vector(admin)?)?;
     let r = &control.registers;
     r.write32(AQA, u32::from(DEPTH - 1) << 16 | u32::from(DEPTH - 1));
@@ -439,8 +442,10 @@ fn bring_up(function: Function, control: &'static Control, stride: u32) -> Optio
             ..Command::default()
         };
         let memory = Memory::of_bounce(&mut bounce, Way::Fill, 4096);
+        let memory = memory.map(dma).ok()?;
         let page = memory.pieces().next()?.pa;
         admin.request(command, &[page]).ok()?;
+        drop(memory);
         bounce.bytes()[..4096].try_into().ok()
     };
     let about = identify(CONTROLLER, 0)?;
@@ -463,7 +468,7 @@ fn bring_up(function: Function, control: &'static Control, stride: u32) -> Optio
     let given = (given & 0xffff).min(given >> 16).min(wanted) + 1;
     let mut queues = Vec::new();
     for n in 1..=given {
-        let queue = Queue::new(control, n, stride)?;
+        let queue = Queue::new(control, dma, n, stride)?;
         let make = |opcode, how, ring| {
             let command = Command {
                 opcode,
@@ -485,6 +490,7 @@ fn bring_up(function: Function, control: &'static Control, stride: u32) -> Optio
     };
     let controller = Box::leak(Box::new(Controller {
         queues,
+        dma,
         most,
         caches: about[525] & 1 != 0,
         discards: about[520] & 1 << 2 != 0,
@@ -570,9 +576,10 @@ impl Disk for Nvme {
             Way::Fill => READ,
             Way::Drain => WRITE,
         };
+        let memory = memory.map(self.controller.dma)?;
         let mut done = 0;
         while done < memory.bytes() {
-            let part = gather(memory, done, self.controller.most).ok_or(Errno::EINVAL)?;
+            let part = gather(&memory, done, self.controller.most).ok_or(Errno::EINVAL)?;
             let block = u64::from(self.block);
             if part.len == 0 || !part.len.is_multiple_of(block) {
                 return Err(Errno::EINVAL);
@@ -606,6 +613,7 @@ impl Disk for Nvme {
             bounce.bytes()[4..8].copy_from_slice(&(n as u32).to_le_bytes());
             bounce.bytes()[8..16].copy_from_slice(&at.to_le_bytes());
             let range = Memory::of_bounce(&mut bounce, Way::Drain, 16);
+            let range = range.map(self.controller.dma)?;
             let command = Command {
                 opcode: MANAGE,
                 namespace: self.namespace,

@@ -26,6 +26,7 @@ const MASTER: u16 = 1 << 2;
 const NO_LINE: u16 = 1 << 10;
 const HAS_CAPABILITIES: u16 = 1 << 4;
 const MSI: u8 = 0x05;
+const EXPRESS: u8 = 0x10;
 const MSIX: u8 = 0x11;
 /// Message control of the older kind: on; its address has 64 bits.
 const MSI_ON: u16 = 1;
@@ -57,6 +58,11 @@ pub struct Window {
     pub len: u64,
 }
 
+/// A bridge's class: from PCI to PCI.
+const BRIDGE: u32 = 0x0604;
+/// What a bridge is, if it has the `EXPRESS` capability: a root port, a switch's port upwards, one downwards.
+const FORWARDS: [u16; 3] = [4, 5, 6];
+
 /// Calls `found` for each function of the machine.
 pub fn each(mut found: impl FnMut(Function)) {
     // Buses to look at, bit by bit; each is looked at once.
@@ -82,7 +88,7 @@ pub fn each(mut found: impl FnMut(Function)) {
                 if f.id().0 == 0xffff {
                     continue;
                 }
-                if f.class() >> 8 == 0x0604 {
+                if f.class() >> 8 == BRIDGE {
                     let behind = f.read8(SECONDARY_BUS) as usize;
                     if seen[behind / 64] >> (behind % 64) & 1 == 0 {
                         left[behind / 64] |= 1 << (behind % 64);
@@ -104,6 +110,52 @@ impl Function {
     /// Class, subclass and programming interface.
     pub fn class(self) -> u32 {
         self.read32(CLASS) >> 8
+    }
+
+    /// The name that its requests bear.
+    pub fn requester(self) -> u16 {
+        u16::from(self.bus) << 8 | u16::from(self.device) << 3 | u16::from(self.function)
+    }
+
+    /// Whose requests bear `name`.
+    pub fn of_requester(name: u16) -> Function {
+        Function {
+            bus: (name >> 8) as u8,
+            device: (name >> 3 & 31) as u8,
+            function: (name & 7) as u8,
+        }
+    }
+
+    /// The function at the end of a path: from `bus` by device and function, and again from the bus behind that.
+    pub fn at(bus: u8, path: &[[u8; 2]]) -> Option<Function> {
+        let step = |from: Option<Function>, &[device, function]: &[u8; 2]| Function {
+            bus: from.map_or(bus, |bridge| bridge.read8(SECONDARY_BUS)),
+            device: device & 31,
+            function: function & 7,
+        };
+        path.iter().fold(None, |from, next| Some(step(from, next)))
+    }
+
+    /// The bridges above it, the nearest first.
+    pub fn above(self) -> impl Iterator<Item = Function> {
+        core::iter::successors(Some(self), |below| {
+            let mut bridge = None;
+            each(|f| {
+                // Buses are numbered downwards; else this might not end.
+                let is_bridge = f.class() >> 8 == BRIDGE && f.bus < below.bus;
+                if is_bridge && f.read8(SECONDARY_BUS) == below.bus {
+                    bridge = Some(f);
+                }
+            });
+            bridge
+        })
+        .skip(1)
+    }
+
+    /// Whether it leaves the names of requests from below alone.
+    pub fn forwards_names(self) -> bool {
+        let express = self.capabilities().find(|&(id, _)| id == EXPRESS);
+        express.is_some_and(|(_, at)| FORWARDS.contains(&(self.read16(at + 2) >> 4 & 15)))
     }
 
     fn select(self, offset: u8) {
@@ -262,7 +314,7 @@ impl Function {
 const MAX_PHYS: u64 = 1 << 52;
 
 /// Where to write a vector's number for `cpu`.
-fn message(cpu: usize) -> u64 {
+pub fn message(cpu: usize) -> u64 {
     MESSAGE | u64::from(crate::arch::apic_id(cpu)) << 12
 }
 
@@ -309,6 +361,15 @@ macro_rules! access {
 }
 
 impl Registers {
+    /// Maps `len` bytes at a physical address that the firmware gave.
+    pub fn map(first: u64, len: u32) -> Option<Registers> {
+        let end = first.checked_add(u64::from(len))?;
+        (first.is_multiple_of(4096) && end <= MAX_PHYS).then(|| Registers {
+            base: kspace::map_device(first, u64::from(len)),
+            len,
+        })
+    }
+
     fn at(&self, offset: u32, size: usize) -> u64 {
         assert!(offset as usize + size <= self.len as usize);
         self.base + u64::from(offset)

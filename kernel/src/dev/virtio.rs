@@ -23,13 +23,14 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering, fence};
 
 use mm::Errno;
 
-use super::block::{Memory, Way};
+use super::block::{Reached, Way};
 use super::flight::{self, Request};
+use super::iommu::{self, Dma};
 use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
 use crate::arch;
 use crate::arch::time::now_ns;
-use crate::memory::{direct, frames};
+use crate::memory::direct;
 use crate::sync::{IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue};
 
@@ -111,6 +112,8 @@ impl Control {
 
 /// A device's registers.
 pub struct Transport {
+    function: Function,
+    dma: Dma,
     control: &'static Control,
     common: Registers,
     notify: Registers,
@@ -148,6 +151,8 @@ impl Transport {
             dead: AtomicBool::new(false),
         };
         Some(Transport {
+            function,
+            dma: Dma::DIRECT,
             control: Box::leak(Box::new(control)),
             common,
             notify: notify?,
@@ -163,7 +168,7 @@ impl Transport {
     }
 
     /// Resets the device and agrees on those of `wanted` that it has; `None` if not on all of `needed`.
-    pub fn negotiate(&self, needed: u64, wanted: u64) -> Option<u64> {
+    pub fn negotiate(&mut self, needed: u64, wanted: u64) -> Option<u64> {
         if !self.control.reset() {
             return None;
         }
@@ -188,7 +193,16 @@ impl Transport {
             return None;
         }
         self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
+        self.dma = match agreed & ACCESS_PLATFORM {
+            0 => Dma::past(self.function),
+            _ => Dma::of(self.function)?,
+        };
         Some(agreed)
+    }
+
+    /// Its way to memory; after it has been agreed on.
+    pub fn dma(&self) -> Dma {
+        self.dma
     }
 
     pub fn queues(&self) -> u16 {
@@ -208,17 +222,19 @@ impl Transport {
         if at.checked_add(2)? > self.notify.len() {
             return None;
         }
-        let ring = frames::alloc_zeroed()?;
+        let alloc = || self.dma.alloc(0, iommu::READS | iommu::WRITES);
+        let ring = alloc()?;
         let mut slots = Vec::with_capacity(SLOTS);
         for _ in 0..SLOTS {
             slots.push(Slot {
-                page: frames::alloc_zeroed()?,
+                page: alloc()?,
                 state: AtomicU8::new(FREE),
                 done: WaitQueue::new(),
             });
         }
         let queue: &'static Queue = Box::leak(Box::new(Queue {
             control: self.control,
+            dma: self.dma,
             patience: super::patience(),
             n,
             ring,
@@ -321,6 +337,7 @@ struct Flight {
 /// A split queue.
 pub struct Queue {
     control: &'static Control,
+    dma: Dma,
     /// Nanoseconds that a request may take.
     patience: u64,
     n: u16,
@@ -345,7 +362,7 @@ impl Queue {
 
     /// A request of `header` and `memory`; returns its status byte when it is done, or none if the device will never be. The
     /// caller keeps the memory where it is until then.
-    pub fn request(&self, header: &[u64; 2], memory: Option<&Memory<'_>>) -> Option<u8> {
+    pub fn request(&self, header: &[u64; 2], memory: Option<&Reached<'_>>) -> Option<u8> {
         let i = self.take_slot()?;
         let slot = &self.slots[i];
         let count = self.fill(slot, header, memory);
@@ -362,10 +379,14 @@ impl Queue {
             let _ = wait(None);
         }
         let status = slot.status();
-        slot.state.store(FREE, Ordering::Relaxed);
+        self.give_slot(i);
+        Some(status)
+    }
+
+    fn give_slot(&self, i: usize) {
+        self.slots[i].state.store(FREE, Ordering::Relaxed);
         self.inner.lock().free |= 1 << i;
         self.room.wake_one();
-        Some(status)
     }
 
     /// Begins `request`, which is given to [`flight::done`] in the end.
@@ -374,7 +395,14 @@ impl Queue {
             request.answer(Err(Errno::EIO));
             return flight::done(request);
         };
-        let count = self.fill(&self.slots[i], header, Some(&request.memory()));
+        let count = match request.lend(self.dma) {
+            Ok(memory) => self.fill(&self.slots[i], header, Some(&memory)),
+            Err(error) => {
+                self.give_slot(i);
+                request.answer(Err(error));
+                return flight::done(request);
+            }
+        };
         let deadline = now_ns() + self.patience;
         self.inner.lock().flying[i] = Some(Flight {
             request,
@@ -427,7 +455,7 @@ impl Queue {
     }
 
     /// Writes a request into its slot's page; how many descriptors it has.
-    fn fill(&self, slot: &Slot, header: &[u64; 2], memory: Option<&Memory<'_>>) -> usize {
+    fn fill(&self, slot: &Slot, header: &[u64; 2], memory: Option<&Reached<'_>>) -> usize {
         let mut used = 0;
         let mut put = |pa, len, flags| {
             assert!(used <= MOST + 1);

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
-use super::block::{self, Disk, Family, Memory, PIECES, SECTOR, Way};
+use super::block::{self, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
 use super::flight::Request;
 use super::pci::Function;
 use super::virtio::{self, Queue, Transport};
@@ -46,7 +46,7 @@ struct Blk {
     most_discard: u32,
     queues: Vec<&'static Queue>,
     /// It is used by way of the queues from now on.
-    _transport: Transport,
+    transport: Transport,
 }
 
 pub fn is_one(function: Function) -> bool {
@@ -56,7 +56,7 @@ pub fn is_one(function: Function) -> bool {
 
 /// `None`: it lacks something that every such device has had for years.
 pub fn start(function: Function) -> Option<()> {
-    let transport = Transport::of(function)?;
+    let mut transport = Transport::of(function)?;
     let wanted = SEG_MAX | RO | BLK_SIZE | FLUSH | MQ | DISCARD;
     let features = transport.negotiate(virtio::INDIRECT, wanted)?;
     let has = |feature: u64| features & feature != 0;
@@ -92,9 +92,9 @@ pub fn start(function: Function) -> Option<()> {
             0
         },
         queues,
-        _transport: transport,
+        transport,
     }));
-    disk._transport.ready();
+    disk.transport.ready();
     block::add(disk, Family::Virtio);
     Some(())
 }
@@ -105,7 +105,7 @@ impl Blk {
         self.queues[arch::cpu_id() % self.queues.len()]
     }
 
-    fn request(&self, kind: u64, sector: u64, memory: Option<&Memory<'_>>) -> Result<(), Errno> {
+    fn request(&self, kind: u64, sector: u64, memory: Option<&Reached<'_>>) -> Result<(), Errno> {
         let status = self.queue().request(&[kind, sector], memory);
         status.map_or(Err(Errno::EIO), judge)
     }
@@ -144,11 +144,12 @@ impl Disk for Blk {
     }
 
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno> {
-        self.request(kind(memory.way()), sector, Some(memory))
+        let memory = memory.map(self.transport.dma())?;
+        self.request(kind(memory.way()), sector, Some(&memory))
     }
 
     fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
-        let header = [kind(request.memory().way()), request.sector];
+        let header = [kind(request.way()), request.sector];
         self.queue().begin(&header, request, judge);
         Ok(())
     }
@@ -178,6 +179,7 @@ impl Disk for Blk {
             bounce.bytes()[..8].copy_from_slice(&sector.to_le_bytes());
             bounce.bytes()[8..16].copy_from_slice(&n.to_le_bytes());
             let range = Memory::of_bounce(&mut bounce, Way::Drain, 16);
+            let range = range.map(self.transport.dma())?;
             self.request(DISCARD_OUT, 0, Some(&range))?;
             sector += n;
         }

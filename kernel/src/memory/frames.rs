@@ -20,8 +20,15 @@ pub fn alloc(order: u8) -> Option<u64> {
 
 /// A zeroed frame.
 pub fn alloc_zeroed() -> Option<u64> {
-    let pa = alloc(0)?;
-    X86.clear_frame(X86.frame_ptr(Pfn(pa >> 12)));
+    alloc_zeroed_block(0)
+}
+
+/// A zeroed block of 2^`order` frames.
+pub fn alloc_zeroed_block(order: u8) -> Option<u64> {
+    let pa = alloc(order)?;
+    for n in 0..1 << order {
+        X86.clear_frame(X86.frame_ptr(Pfn((pa >> 12) + n)));
+    }
     Some(pa)
 }
 

@@ -129,8 +129,9 @@ pub fn totals() -> (u64, u64) {
     (PHYS.managed_frames(X86), PHYS.free_frames(X86))
 }
 
-/// Gives back what caches of the kernel proper hold: heap magazines, kernel stacks. Thread context.
+/// Gives back what caches of the kernel proper hold: heap magazines, kernel stacks, tables for devices. Thread context.
 pub fn trim() {
+    crate::dev::iommu::trim();
     kspace::trim();
     heap::trim();
 }

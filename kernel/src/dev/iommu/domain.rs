@@ -1,0 +1,282 @@
+//! What one function may reach: tables of three or four levels, each frame at its own address.
+//!
+//! A table of the last level is two frames: the entries, and beside each who wants it, a count of readers below one of writers. Tables are
+//! freed only by `trim`, when nobody wants anything in them and the unit has forgotten them.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm::{Errno, PAGE_SIZE};
+
+use super::super::block::Piece;
+use super::super::pci::Function;
+use super::unit::{RUNS, Unit, entry};
+use super::{READS, WRITES};
+use crate::memory::frames;
+use crate::sync::IrqLock;
+
+/// Entries that let somebody reach a frame.
+pub(super) static MAPPED: AtomicU64 = AtomicU64::new(0);
+/// Zero is no domain's: units that remember what is absent use it.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A root's or function's entry: there is one.
+const PRESENT: u64 = 1;
+const ADDRESS: u64 = !(PAGE_SIZE - 1);
+/// Entries of a table.
+const ENTRIES: usize = 512;
+/// A table of the last level: two frames.
+const LAST: u8 = 1;
+
+/// The first table.
+struct Tables(u64);
+
+pub(super) struct Domain {
+    unit: &'static Unit,
+    function: Function,
+    id: u16,
+    /// Held while what the function may reach changes, until the unit knows.
+    tables: IrqLock<Tables>,
+}
+
+/// Frames whose entries have changed, as runs; one more than `RUNS` stand for all.
+struct Changed {
+    runs: [(u64, u64); RUNS + 1],
+    used: usize,
+}
+
+impl Changed {
+    const NONE: Changed = Changed {
+        runs: [(0, 0); RUNS + 1],
+        used: 0,
+    };
+
+    fn add(&mut self, frame: u64) {
+        if let Some(last) = self.runs[..self.used].last_mut()
+            && last.1 + 1 == frame
+        {
+            last.1 = frame;
+        } else if let Some(next) = self.runs.get_mut(self.used) {
+            *next = (frame, frame);
+            self.used += 1;
+        }
+    }
+
+    fn runs(&self) -> &[(u64, u64)] {
+        &self.runs[..self.used]
+    }
+}
+
+/// An entry of the last level, and who wants it.
+struct Leaf {
+    entry: &'static AtomicU64,
+    users: &'static AtomicU64,
+}
+
+/// The frames of `pieces`, one after the other; a frame of two pieces comes twice.
+fn frames_of(pieces: impl Iterator<Item = Piece>) -> impl Iterator<Item = u64> {
+    pieces.flat_map(|piece| {
+        let end = piece.pa + u64::from(piece.len);
+        piece.pa / PAGE_SIZE..end.div_ceil(PAGE_SIZE)
+    })
+}
+
+/// One user with these rights.
+fn user(rights: u64) -> u64 {
+    (rights & READS) + ((rights & WRITES) << 31)
+}
+
+/// What they want together.
+fn wanted(users: u64) -> u64 {
+    let reads = if users as u32 != 0 { READS } else { 0 };
+    let writes = if users >> 32 != 0 { WRITES } else { 0 };
+    reads | writes
+}
+
+fn table(unit: &Unit, order: u8) -> Option<u64> {
+    let table = frames::alloc_zeroed_block(order)?;
+    unit.clean(table, PAGE_SIZE);
+    Some(table)
+}
+
+impl Domain {
+    /// Lets `function` reach what it is given from now on: nothing. One at a time.
+    pub(super) fn new(unit: &'static Unit, function: Function) -> Option<&'static Domain> {
+        let id = NEXT.load(Ordering::Relaxed);
+        if id >= unit.domains() {
+            return None;
+        }
+        let name = u64::from(function.requester());
+        let bus = entry(unit.root + 16 * (name >> 8), 0);
+        if bus.load(Ordering::Relaxed) == 0 {
+            unit.write(bus, table(unit, 0)? | PRESENT);
+        }
+        let first = table(unit, 0)?;
+        let at = (bus.load(Ordering::Relaxed) & ADDRESS) + 16 * (name & 255);
+        unit.write(entry(at, 1), id << 8 | u64::from(unit.levels - 2));
+        unit.write(entry(at, 0), first | PRESENT);
+        unit.forget_function(name as u16, id as u16);
+        NEXT.store(id + 1, Ordering::Relaxed);
+        Some(Box::leak(Box::new(Domain {
+            unit,
+            function,
+            id: id as u16,
+            tables: IrqLock::new(Tables(first)),
+        })))
+    }
+
+    pub(super) fn function(&self) -> Function {
+        self.function
+    }
+
+    /// Rights that the unit can give: more than were asked for, if need be.
+    fn grantable(&self, rights: u64) -> u64 {
+        match self.unit.write_only() {
+            true => rights,
+            false => rights | if rights & WRITES != 0 { READS } else { 0 },
+        }
+    }
+
+    /// One more user of the frames of `pieces`: of all, or of none.
+    pub(super) fn map(
+        &self,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        rights: u64,
+    ) -> Result<(), Errno> {
+        let one = user(self.grantable(rights));
+        let mut changed = Changed::NONE;
+        let mut done = 0;
+        let tables = self.tables.lock();
+        let mapped = frames_of(pieces.clone()).try_for_each(|frame| {
+            let leaf = self.make_leaf(&tables, frame)?;
+            self.set(leaf, frame, |users| users + one, &mut changed);
+            done += 1;
+            Ok(())
+        });
+        if mapped.is_err() {
+            for frame in frames_of(pieces).take(done) {
+                self.remove(&tables, frame, one, &mut changed);
+            }
+        }
+        self.unit.forget_frames(self.id, changed.runs());
+        mapped
+    }
+
+    /// The end of a [`Domain::map`] that was well. The function has no more than what others want when this returns.
+    pub(super) fn unmap(&self, pieces: impl Iterator<Item = Piece>, rights: u64) {
+        let one = user(self.grantable(rights));
+        let mut changed = Changed::NONE;
+        let tables = self.tables.lock();
+        for frame in frames_of(pieces) {
+            self.remove(&tables, frame, one, &mut changed);
+        }
+        self.unit.forget_frames(self.id, changed.runs());
+    }
+
+    fn remove(&self, tables: &Tables, frame: u64, one: u64, changed: &mut Changed) {
+        if let Some(leaf) = self.leaf(tables, frame) {
+            self.set(leaf, frame, |users| users - one, changed);
+        }
+    }
+
+    /// Changes who wants a frame, and the entry if that changes it. Under the tables' lock.
+    fn set(&self, leaf: Leaf, frame: u64, users: impl Fn(u64) -> u64, changed: &mut Changed) {
+        let now = users(leaf.users.load(Ordering::Relaxed));
+        leaf.users.store(now, Ordering::Relaxed);
+        let old = leaf.entry.load(Ordering::Relaxed);
+        let new = match wanted(now) {
+            0 => 0,
+            rights => frame * PAGE_SIZE | rights,
+        };
+        if old == new {
+            return;
+        }
+        self.unit.write(leaf.entry, new);
+        if old != 0 || self.unit.caches_absent() {
+            changed.add(frame);
+        }
+        match (old, new) {
+            (0, _) => MAPPED.fetch_add(1, Ordering::Relaxed),
+            (_, 0) => MAPPED.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+
+    fn leaf(&self, tables: &Tables, frame: u64) -> Option<Leaf> {
+        let mut table = tables.0;
+        for level in (1..self.unit.levels).rev() {
+            let next = entry(table, index(frame, level)).load(Ordering::Relaxed);
+            if next == 0 {
+                return None;
+            }
+            table = next & ADDRESS;
+        }
+        let i = index(frame, 0);
+        Some(Leaf {
+            entry: entry(table, i),
+            users: entry(table + PAGE_SIZE, i),
+        })
+    }
+
+    /// The same, with tables on the way to it. `EIO`: it is too far. `ENOMEM`.
+    fn make_leaf(&self, tables: &Tables, frame: u64) -> Result<Leaf, Errno> {
+        if frame >> (self.unit.width() - 12) != 0 {
+            return Err(Errno::EIO);
+        }
+        let mut at = tables.0;
+        for level in (1..self.unit.levels).rev() {
+            let next = entry(at, index(frame, level));
+            if next.load(Ordering::Relaxed) == 0 {
+                let order = if level == 1 { LAST } else { 0 };
+                let new = table(self.unit, order).ok_or(Errno::ENOMEM)?;
+                self.unit.write(next, new | READS | WRITES);
+            }
+            at = next.load(Ordering::Relaxed) & ADDRESS;
+        }
+        self.leaf(tables, frame).ok_or(Errno::EIO)
+    }
+
+    /// Frees tables of the last level in which there is nothing.
+    pub(super) fn trim(&self) {
+        loop {
+            let mut empty = [0; 32];
+            let mut found = 0;
+            let tables = self.tables.lock();
+            self.empty(tables.0, self.unit.levels - 1, &mut |at| {
+                if found < empty.len() {
+                    empty[found] = at.load(Ordering::Relaxed) & ADDRESS;
+                    found += 1;
+                    self.unit.write(at, 0);
+                }
+            });
+            if found == 0 {
+                return;
+            }
+            self.unit.forget_domain(self.id);
+            drop(tables);
+            for &table in &empty[..found] {
+                // SAFETY: from `table`, hooked off under the lock, and the unit has forgotten it.
+                unsafe { frames::free(table, LAST) };
+            }
+        }
+    }
+
+    /// Calls `found` with each entry of this level and those below it whose table of the last level has nothing.
+    fn empty(&self, table: u64, level: u32, found: &mut impl FnMut(&AtomicU64)) {
+        for at in (0..ENTRIES).map(|i| entry(table, i)) {
+            let next = at.load(Ordering::Relaxed) & ADDRESS;
+            let unused = |i| entry(next + PAGE_SIZE, i).load(Ordering::Relaxed) == 0;
+            if next == 0 {
+                continue;
+            } else if level > 1 {
+                self.empty(next, level - 1, found);
+            } else if (0..ENTRIES).all(unused) {
+                found(at);
+            }
+        }
+    }
+}
+
+fn index(frame: u64, level: u32) -> usize {
+    (frame >> (9 * level)) as usize % ENTRIES
+}
