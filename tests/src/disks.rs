@@ -1,5 +1,6 @@
 //! Devices: images that a guest reads and writes and that are looked at afterwards; QEMU's teaching device.
 
+use crate::iommu::Bus;
 use crate::machines::{Verdict, ensure, exec, find, frames};
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
@@ -78,12 +79,13 @@ pub(crate) fn raw(path: &Path) -> String {
 }
 
 /// A program reads and writes a disk, directly and not; what it did not write is as before, what it wrote is there.
-fn disks(kind: Kind, cpus: u32) -> Verdict {
+pub(crate) fn disks(kind: Kind, cpus: u32, bus: Bus) -> Verdict {
     let [first, second] = kind.names();
     let name = first.replace('/', ".");
-    let image = Image::new(&format!("direct{name}.{cpus}"))?;
+    let tag = bus.tag();
+    let image = Image::new(&format!("direct{name}.{cpus}{tag}"))?;
     // Requests that take their time: pages are pinned while other things happen.
-    let slow = Image::new(&format!("slow{name}.{cpus}"))?;
+    let slow = Image::new(&format!("slow{name}.{cpus}{tag}"))?;
     let kernel = runner::kernel_for(cpus)?;
     let outcome = exec(find("direct"), &[first, second], |config| {
         config.kernel = kernel;
@@ -93,9 +95,11 @@ fn disks(kind: Kind, cpus: u32) -> Verdict {
         let throttled = format!("{},readonly=on,throttling.iops-total=25", raw(&slow.0));
         config.qemu_args = kind.disk("fast", &format!("{},discard=unmap", raw(&image.0)));
         config.qemu_args.extend(kind.disk("slow", &throttled));
+        bus.add(config);
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)?;
+    bus.check(&outcome)?;
     let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
     let kept = start.saturating_sub(end) as i64;
     ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
@@ -145,28 +149,28 @@ fn disks(kind: Kind, cpus: u32) -> Verdict {
 }
 
 pub fn disks_on_one_cpu() -> Verdict {
-    disks(Kind::Virtio, 1)
+    disks(Kind::Virtio, 1, Bus::Plain)
 }
 
 pub fn disks_on_two_cpus() -> Verdict {
-    disks(Kind::Virtio, 2)
+    disks(Kind::Virtio, 2, Bus::Plain)
 }
 
 pub fn disks_on_four_cpus() -> Verdict {
-    disks(Kind::Virtio, 4)
+    disks(Kind::Virtio, 4, Bus::Plain)
 }
 
 /// A command of this one moves 8 KiB at most.
 pub fn nvme_disks_on_one_cpu() -> Verdict {
-    disks(Kind::Nvme(",mdts=1"), 1)
+    disks(Kind::Nvme(",mdts=1"), 1, Bus::Plain)
 }
 
 pub fn nvme_disks_on_two_cpus() -> Verdict {
-    disks(NVME, 2)
+    disks(NVME, 2, Bus::Plain)
 }
 
 pub fn nvme_disks_on_four_cpus() -> Verdict {
-    disks(NVME, 4)
+    disks(NVME, 4, Bus::Plain)
 }
 
 /// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.
@@ -210,9 +214,10 @@ pub fn a_ring_hears_of_what_is_not_answered() -> Verdict {
 }
 
 /// Asynchronous requests: 32 in flight, while their process forks, ends or runs another program.
-fn requests(program: &str, cpus: u32) -> Verdict {
-    let image = Image::new(&format!("{program}.{cpus}"))?;
-    let slow = Image::new(&format!("{program}.slow.{cpus}"))?;
+pub(crate) fn requests(program: &str, cpus: u32, bus: Bus) -> Verdict {
+    let tag = bus.tag();
+    let image = Image::new(&format!("{program}.{cpus}{tag}"))?;
+    let slow = Image::new(&format!("{program}.slow.{cpus}{tag}"))?;
     let kernel = runner::kernel_for(cpus)?;
     let args = ["disk", "/dev/vda", "/dev/vdb"];
     let outcome = exec(find(program), &args, |config| {
@@ -225,9 +230,11 @@ fn requests(program: &str, cpus: u32) -> Verdict {
         config
             .qemu_args
             .extend(Kind::Virtio.disk("slow", &throttled));
+        bus.add(config);
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)?;
+    bus.check(&outcome)?;
     let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
     let kept = start.saturating_sub(end) as i64;
     ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
@@ -246,28 +253,28 @@ fn requests(program: &str, cpus: u32) -> Verdict {
 }
 
 pub fn requests_on_one_cpu() -> Verdict {
-    requests("aio", 1)
+    requests("aio", 1, Bus::Plain)
 }
 
 pub fn requests_on_two_cpus() -> Verdict {
-    requests("aio", 2)
+    requests("aio", 2, Bus::Plain)
 }
 
 pub fn requests_on_four_cpus() -> Verdict {
-    requests("aio", 4)
+    requests("aio", 4, Bus::Plain)
 }
 
 /// The same by way of rings.
 pub fn rings_on_one_cpu() -> Verdict {
-    requests("uring", 1)
+    requests("uring", 1, Bus::Plain)
 }
 
 pub fn rings_on_two_cpus() -> Verdict {
-    requests("uring", 2)
+    requests("uring", 2, Bus::Plain)
 }
 
 pub fn rings_on_four_cpus() -> Verdict {
-    requests("uring", 4)
+    requests("uring", 4, Bus::Plain)
 }
 
 /// 64 MiB from disk to disk, and no byte of them by way of the CPU.
@@ -404,37 +411,39 @@ pub fn a_store_after_the_cleaning_is_written() -> Verdict {
     ensure(fine, "not as it should", &outcome)
 }
 
-const EDU: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffffffff"];
+/// QEMU's words for the teaching device; its addresses have as many bits as there are.
+pub(crate) const EDU: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffffffff"];
 
-fn edu(kernel: PathBuf, args: &[&str], words: &str) -> Result<Outcome, String> {
+fn edu(kernel: PathBuf, args: &[&str], words: &str, bus: Bus) -> Result<Outcome, String> {
     exec(find("edu"), args, |config| {
         config.kernel = kernel;
         config.smp = 4;
         config.cmdline = words.into();
         config.qemu_args = EDU.map(String::from).to_vec();
+        bus.add(config);
     })
 }
 
 /// A device copies into a page whose process forks and writes it meanwhile; and for as long as it is registered.
 pub fn edu_copies_while_its_process_forks() -> Verdict {
-    edu_says_ok(&[], "")
+    edu_says_ok(&[], "", Bus::Plain)
 }
 
 /// A device that never ends is given up: for one transfer, and for one of a buffer that is registered.
 pub fn an_edu_that_does_not_answer_keeps_its_memory() -> Verdict {
-    edu_says_ok(&["stuck"], "disk_timeout=1")?;
-    edu_says_ok(&["stuck_buffer"], "disk_timeout=1")
+    edu_says_ok(&["stuck"], "disk_timeout=1", Bus::Plain)?;
+    edu_says_ok(&["stuck_buffer"], "disk_timeout=1", Bus::Plain)
 }
 
-fn edu_says_ok(args: &[&str], words: &str) -> Verdict {
-    let outcome = edu(build::kernel()?, args, words)?;
+pub(crate) fn edu_says_ok(args: &[&str], words: &str, bus: Bus) -> Verdict {
+    let outcome = edu(build::kernel()?, args, words, bus)?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
 }
 
 /// The same sees BUG-5.
 pub fn edu_is_seen_when_bug_5_is_planted() -> Verdict {
-    let outcome = edu(build::test_kernel()?, &[], "bug=5")?;
+    let outcome = edu(build::test_kernel()?, &[], "bug=5", Bus::Plain)?;
     let seen = outcome.status == 1 && outcome.stdout.starts_with(b"FAILED ");
     ensure(seen, "planted and not seen", &outcome)
 }

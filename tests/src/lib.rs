@@ -16,6 +16,7 @@ pub mod diff;
 pub mod disks;
 pub mod ext4;
 pub mod host;
+pub mod iommu;
 pub mod ktests;
 pub mod machines;
 pub mod plug;

@@ -18,6 +18,14 @@ use crate::disks::{
     requests_on_one_cpu, requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
     rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
 };
+use crate::iommu::{
+    a_disk_past_the_iommu_is_told_of, a_stray_transfer_arrives_without_an_iommu,
+    a_stray_transfer_is_refused_on_four_cpus, a_stray_transfer_is_refused_on_one_cpu,
+    a_stray_transfer_is_refused_on_two_cpus, disks_behind_an_iommu_on_four_cpus,
+    disks_behind_an_iommu_on_one_cpu, disks_behind_an_iommu_on_two_cpus, edu_behind_an_iommu,
+    nvme_disks_behind_an_iommu_on_four_cpus, nvme_disks_behind_an_iommu_on_one_cpu,
+    requests_behind_an_iommu, rings_behind_an_iommu,
+};
 use crate::screen::a_picture_is_on_the_screen;
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
@@ -90,6 +98,19 @@ tests![
     dev_mem_shows_devices,
     dev_mem_shows_ram_if_it_may,
     a_picture_is_on_the_screen,
+    disks_behind_an_iommu_on_one_cpu,
+    disks_behind_an_iommu_on_two_cpus,
+    disks_behind_an_iommu_on_four_cpus,
+    nvme_disks_behind_an_iommu_on_one_cpu,
+    nvme_disks_behind_an_iommu_on_four_cpus,
+    requests_behind_an_iommu,
+    edu_behind_an_iommu,
+    a_stray_transfer_is_refused_on_one_cpu,
+    a_stray_transfer_is_refused_on_two_cpus,
+    a_stray_transfer_is_refused_on_four_cpus,
+    a_stray_transfer_arrives_without_an_iommu,
+    a_disk_past_the_iommu_is_told_of,
+    rings_behind_an_iommu,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
     large_stack_overflow_is_reported,

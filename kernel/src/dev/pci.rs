@@ -365,7 +365,7 @@ impl Registers {
     pub fn map(first: u64, len: u32) -> Option<Registers> {
         let end = first.checked_add(u64::from(len))?;
         (first.is_multiple_of(4096) && end <= MAX_PHYS).then(|| Registers {
-            base: kspace::map_device(first, u64::from(len)),
+            base: kspace::map_device(first, u64::from(len), Caching::Off),
             len,
         })
     }
