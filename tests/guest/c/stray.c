@@ -1,5 +1,5 @@
 // A device that is told to reach what it was not given: its registers, mapped, take any address. With an IOMMU it is refused, reported and
-// nothing changes; without one ("reaches") it does what it was told. Checks itself.
+// nothing changes; without one ("reaches") it does what it was told (K-22). Checks itself.
 #include "t.h"
 #include <sys/ioctl.h>
 #include <sys/mount.h>
