@@ -186,7 +186,7 @@ impl Domain {
         let old = leaf.entry.load(Ordering::Relaxed);
         let new = match wanted(now) {
             0 => 0,
-            rights => frame * PAGE_SIZE | rights,
+            rights => (frame * PAGE_SIZE) | rights,
         };
         if old == new {
             return;
