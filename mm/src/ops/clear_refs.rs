@@ -9,7 +9,7 @@ use super::each_table;
 use crate::addr::UserRange;
 use crate::errno::Errno;
 use crate::hw::FlushRange;
-use crate::phys::{Folio, Hw, flag};
+use crate::phys::{Hw, flag};
 use crate::space::{AddressSpace, MmapWriteGuard, VmaFlags};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::table::PtGuard;
@@ -83,11 +83,12 @@ fn forget_writes<H: Hw>(
     each_table(space, guard, range, |mut pt, piece| {
         let first = PtGuard::<H>::index(piece.start());
         pt.update_each(first..first + piece.pages() as usize, |old| {
-            if pinned && old.is_counted() {
-                let folio = Folio::new(hw, old.pfn());
-                if folio.is_anon() && folio.maybe_pinned() {
-                    return old;
-                }
+            if pinned
+                && let Some(folio) = old.folio(hw)
+                && folio.is_anon()
+                && folio.maybe_pinned()
+            {
+                return old;
             }
             old.without(bit::W | bit::SOFT_DIRTY)
         });
@@ -99,10 +100,10 @@ fn forget_uses<H: Hw>(space: &AddressSpace<H>, guard: &MmapWriteGuard<'_, H>, ra
     each_table(space, guard, range, |mut pt, piece| {
         let first = PtGuard::<H>::index(piece.start());
         pt.update_each(first..first + piece.pages() as usize, |old| {
-            if !old.is_counted() {
+            let Some(folio) = old.folio(hw) else {
                 return old;
-            }
-            Folio::new(hw, old.pfn()).desc().clear(flag::REFERENCED);
+            };
+            folio.desc().clear(flag::REFERENCED);
             old.without(bit::A)
         });
     });

@@ -4,7 +4,7 @@ use super::pkey::Key;
 use super::{each_table, limits, mmap::prot_flags, populate, range};
 use crate::addr::{PAGE_SIZE, UserRange};
 use crate::errno::Errno;
-use crate::phys::{Folio, Hw};
+use crate::phys::Hw;
 use crate::space::{AddressSpace, MmapWriteGuard, Vma, VmaFlags};
 use crate::table::pte::bit;
 use crate::table::{LeafBits, PtGuard, TlbBatch};
@@ -203,12 +203,14 @@ fn protect_table<H: Hw>(pt: &mut PtGuard<H>, hw: H, vma: &Vma<H>, piece: UserRan
     let mut lost = 0;
     let first = PtGuard::<H>::index(piece.start());
     pt.update_each(first..first + piece.pages() as usize, |old| {
-        if try_write && old.0 & (bit::SPECIAL | known) == known {
-            let f = Folio::new(hw, old.pfn());
-            if f.is_anon() && f.is_exclusive() {
-                lost |= rights(old.0) & refused & !bit::W;
-                return old.with_prot(writable);
-            }
+        if try_write
+            && old.0 & known == known
+            && let Some(f) = old.folio(hw)
+            && f.is_anon()
+            && f.is_exclusive()
+        {
+            lost |= rights(old.0) & refused & !bit::W;
+            return old.with_prot(writable);
         }
         lost |= rights(old.0) & refused;
         old.with_prot(bits)

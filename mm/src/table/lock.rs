@@ -513,13 +513,13 @@ impl<H: Hw> PtGuard<H> {
         let Some(cells) = self.cells.get(range) else {
             return;
         };
-        let mut left = self.live() as i32;
+        let (hw, mut left) = (self.hw, self.live() as i32);
         for c in cells {
             let old = c.load();
             if old.is_empty() {
                 continue;
             }
-            if old.is_counted() && old.mlocked() != ON {
+            if old.folio(hw).is_some() && old.mlocked() != ON {
                 f(old.pfn());
                 // The machine may be setting A and D.
                 if ON {

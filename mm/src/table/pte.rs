@@ -11,6 +11,7 @@
 //! fault on it like the user (a mere U = 0 would let them through), and present for us.
 
 use crate::addr::Pfn;
+use crate::phys::{Folio, Hw};
 
 /// Bits of an entry.
 pub mod bit {
@@ -195,9 +196,11 @@ impl Pte {
     pub const fn young(self) -> bool {
         self.0 & bit::A != 0
     }
+    /// Present, and nobody counts what is behind it. What is not present is never special: its bits mean something else.
     #[inline]
     pub const fn special(self) -> bool {
-        self.0 & bit::SPECIAL != 0
+        // SPECIAL is the highest of the three: set, and another as well.
+        self.0 & (bit::P | bit::PROT_NONE | bit::SPECIAL) > bit::SPECIAL
     }
     #[inline]
     pub const fn pfn(self) -> Pfn {
@@ -230,6 +233,17 @@ impl Pte {
         // SPECIAL is the highest of the three: not zero and below it.
         let b = self.0 & (bit::P | bit::PROT_NONE | bit::SPECIAL);
         b.wrapping_sub(1) < bit::SPECIAL - 1
+    }
+    /// Whether it shows the frame that `old`, which was present, showed, and is counted if that was.
+    #[inline]
+    pub const fn shows_as(self, old: Pte) -> bool {
+        self.present() && (self.0 ^ old.0) & (bit::FRAME | bit::SPECIAL) == 0
+    }
+    /// The folio behind it, as it starts or some page of it; none if nothing counts it, or if its frame has no descriptor: then
+    /// the entry cannot be ours (PFN-8, `Vma::believed` reports it).
+    #[inline]
+    pub fn folio<H: Hw>(self, hw: H) -> Option<Folio<H>> {
+        (self.is_counted() && self.pfn().0 < hw.frames_end()).then(|| Folio::new(hw, self.pfn()))
     }
     /// Counted, and not locked in memory: what most entries are that are not empty.
     #[inline]
@@ -349,6 +363,31 @@ mod tests {
             assert!(!e.with(bit::SPECIAL).is_plain());
         }
         assert!(!Pte::EMPTY.is_plain());
+    }
+
+    /// PFN-1: the kind of a swap entry stands where a leaf has SPECIAL.
+    #[test]
+    fn only_what_is_present_is_special() {
+        for bits in [bit::P, bit::PROT_NONE] {
+            let e = Pte(7 << 12 | bits | bit::MLOCKED | bit::NX);
+            assert!(!e.special() && e.is_counted());
+            assert!(e.with(bit::SPECIAL).special() && !e.with(bit::SPECIAL).is_counted());
+        }
+        for n in 0..64 {
+            let swap = Pte::swap(SwapEntry {
+                slot: n,
+                exclusive: n & 1 != 0,
+            });
+            let moving = Pte::migrating(MigrationEntry {
+                pfn: Pfn(n),
+                exclusive: n & 1 != 0,
+                writable: n & 2 != 0,
+            });
+            let bad = Pte(n << 57 | bit::SPECIAL);
+            for e in [swap, moving, bad, Pte::EMPTY] {
+                assert!(!e.special() && !e.is_counted(), "{e:?}");
+            }
+        }
     }
 
     #[test]

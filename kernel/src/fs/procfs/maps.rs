@@ -179,7 +179,7 @@ impl Tally {
     fn count(&mut self, table: &PtGuard<X86>, va: u64) {
         const PAGE: u64 = 4096;
         let pte = table.get(PtGuard::<X86>::index(va));
-        if !pte.present() || pte.special() {
+        if pte.folio(X86).is_none() {
             return;
         }
         let page = Page::of(pte.pfn());

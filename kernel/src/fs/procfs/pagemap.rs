@@ -117,7 +117,7 @@ impl Pagemap {
         if pte.soft_dirty() {
             word |= SOFT_DIRTY;
         }
-        if pte.is_counted() {
+        if pte.folio(X86).is_some() {
             let page = Page::of(pte.pfn());
             if !page.is_anon() {
                 word |= FILE;
