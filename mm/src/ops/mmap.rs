@@ -1,6 +1,6 @@
 //! mmap: arguments to a new VMA.
 
-use super::insert::insert_page;
+use super::insert::{Shown, insert_frame, insert_page, raw_bits};
 use super::{limits, mlock, munmap, populate};
 use crate::addr::{
     MMAP_MIN_ADDR, PAGE_SHIFT, PAGE_SIZE, Pfn, USER_END, UserRange, page_down, page_up,
@@ -9,8 +9,7 @@ use crate::errno::Errno;
 use crate::object::FileObject;
 use crate::phys::{FolioRef, Hw};
 use crate::space::{AddressSpace, MmapWriteGuard, NewVma, VmaFlags};
-use crate::table::pte::bit;
-use crate::table::{Caching, LeafBits, PtGuard, Pte};
+use crate::table::{Caching, PtGuard, Pte};
 use crate::wait::CanWait;
 use alloc::sync::Arc;
 use linux_raw_sys::general as sys;
@@ -226,10 +225,25 @@ pub fn mmap_raw<H: Hw>(
 ) -> Result<u64, Errno> {
     let pages = page_up(a.len).ok_or(Errno::ENOMEM)? >> PAGE_SHIFT;
     let end = first.0.checked_add(pages);
-    if end.is_none_or(|end| end > MAX_PHYS >> PAGE_SHIFT) || a.file.is_none() {
+    if end.is_none_or(|end| end > END_PFN) || a.file.is_none() {
         return Err(Errno::EINVAL);
     }
     map(space, wait, a, 0, Contents::Raw(first, caching))
+}
+
+/// Page by page what a driver shows: pages that are counted and bare frames side by side (`ops::insert`), say a ring and the
+/// doorbell behind it. Past the end of `shown` there is nothing (SIGBUS). `a.file` is the driver's file, whose object is empty
+/// (`EINVAL` without one).
+pub fn mmap_mixed<H: Hw>(
+    space: &AddressSpace<H>,
+    wait: &mut CanWait<H>,
+    a: MmapArgs<H>,
+    shown: &[Shown<'_, H>],
+) -> Result<u64, Errno> {
+    if a.file.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    map(space, wait, a, 0, Contents::Mixed(shown))
 }
 
 /// What is mapped at once.
@@ -238,10 +252,11 @@ enum Contents<'a, H: Hw> {
     Object,
     Buffer(&'a FolioRef<H>),
     Raw(Pfn, Caching),
+    Mixed(&'a [Shown<'a, H>]),
 }
 
 /// Physical addresses have 52 bits.
-const MAX_PHYS: u64 = 1 << 52;
+pub(super) const END_PFN: u64 = 1 << (52 - PAGE_SHIFT);
 
 fn map<H: Hw>(
     space: &AddressSpace<H>,
@@ -266,7 +281,7 @@ fn map<H: Hw>(
     match contents {
         Contents::Object => {}
         Contents::Buffer(_) if !flags.contains(VmaFlags::SHARED) => return Err(Errno::EINVAL),
-        Contents::Buffer(_) => flags |= VmaFlags::MIXEDMAP,
+        Contents::Buffer(_) | Contents::Mixed(_) => flags |= VmaFlags::MIXEDMAP,
         Contents::Raw(first, _) => {
             flags |= VmaFlags::IO | VmaFlags::PFNMAP | VmaFlags::DONTEXPAND | VmaFlags::DONTDUMP;
             // As Linux, whose private mappings tell raw frames from copies by it.
@@ -304,6 +319,11 @@ fn map<H: Hw>(
     if !space.may_lock(flags, range.pages()) {
         return Err(Errno::EAGAIN);
     }
+    let populate = flags.contains(VmaFlags::LOCKED) && !flags.is_secret();
+    // A driver's memory stays where it is, without being locked or counted as such.
+    if flags.intersects(VmaFlags::SPECIAL) {
+        flags -= VmaFlags::LOCKED_MASK;
+    }
     let (object, pgoff) = match a.file {
         Some(f) => (Some(f.object), f.pgoff),
         None => (None, range.start() >> PAGE_SHIFT),
@@ -319,6 +339,7 @@ fn map<H: Hw>(
         Contents::Object => Ok(()),
         Contents::Buffer(buffer) => fill(space, &guard, range, pgoff, buffer),
         Contents::Raw(first, caching) => fill_raw(space, &guard, range, first, caching),
+        Contents::Mixed(shown) => fill_mixed(space, &guard, range, shown),
     };
     if let Err(e) = filled {
         munmap::unmap(wait, &mut guard, range)?;
@@ -326,9 +347,7 @@ fn map<H: Hw>(
     }
     drop(guard);
     // Secret memory is locked, and comes when it is touched.
-    if flags.contains(VmaFlags::LOCKED) && !flags.is_secret()
-        || a.flags & (sys::MAP_POPULATE | sys::MAP_NONBLOCK) == sys::MAP_POPULATE
-    {
+    if populate || a.flags & (sys::MAP_POPULATE | sys::MAP_NONBLOCK) == sys::MAP_POPULATE {
         // What fails now will fail again when it is touched.
         let _ = populate::populate_all(space, wait, range, VmaFlags::empty());
     }
@@ -352,6 +371,27 @@ fn fill<H: Hw>(
     Ok(())
 }
 
+/// Maps what a driver shows.
+fn fill_mixed<H: Hw>(
+    space: &AddressSpace<H>,
+    guard: &MmapWriteGuard<'_, H>,
+    range: UserRange,
+    shown: &[Shown<'_, H>],
+) -> Result<(), Errno> {
+    let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
+    for (va, &what) in (range.start()..range.end())
+        .step_by(PAGE_SIZE as usize)
+        .zip(shown)
+    {
+        match what {
+            Shown::Page(folio, nth) => insert_page(space, guard, vma, va, folio, nth)?,
+            Shown::Frame { pfn, caching } => insert_frame(space, guard, vma, va, pfn, caching)?,
+            Shown::Hole => {}
+        }
+    }
+    Ok(())
+}
+
 /// Maps bare frames.
 fn fill_raw<H: Hw>(
     space: &AddressSpace<H>,
@@ -361,11 +401,7 @@ fn fill_raw<H: Hw>(
     caching: Caching,
 ) -> Result<(), Errno> {
     let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
-    // A private copy comes with the first write.
-    let bits = match vma.flags().contains(VmaFlags::SHARED) {
-        true => vma.prot_bits(),
-        false => LeafBits(vma.prot_bits().0 & !bit::W),
-    };
+    let bits = raw_bits(vma);
     for piece in super::tables(range) {
         let mut pt = space.tables.pte_table_alloc(piece.start(), guard)?;
         let at = (piece.start() - range.start()) >> PAGE_SHIFT;

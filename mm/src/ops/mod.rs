@@ -42,7 +42,7 @@ pub use futex::futex_key;
 pub use madvise::madvise;
 pub use mincore::mincore;
 pub use mlock::{mlock, mlockall, munlock, munlockall};
-pub use mmap::{FileMap, MmapArgs, mmap, mmap_buffer, mmap_raw, mmap_with_key};
+pub use mmap::{FileMap, MmapArgs, mmap, mmap_buffer, mmap_mixed, mmap_raw, mmap_with_key};
 pub use mprotect::{mprotect, pkey_mprotect};
 pub use mremap::{MremapArgs, mremap};
 pub use msync::msync;
