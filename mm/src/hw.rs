@@ -107,6 +107,19 @@ pub enum Warning {
     UnpinCount,
     /// A pinned anonymous page is shared (PIN-13).
     PinnedShared(Pfn),
+    /// A page table has an entry that nobody made (PFN-8).
+    BadEntry {
+        /// Of this address.
+        va: u64,
+        /// Its bits.
+        entry: u64,
+        /// Those of its VMA.
+        flags: u64,
+        /// Where that begins.
+        start: u64,
+        /// And with which page of its object.
+        pgoff: u64,
+    },
 }
 
 /// Interrupts, sleeping and translation caches of the CPU that runs this.

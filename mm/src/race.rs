@@ -44,6 +44,10 @@ points! {
     Zapped "zap.taken",
     /// A copy on write has its copy, and no lock on the table.
     CowCopied "cow.copied",
+    /// A copy of a raw frame is about to be made, and no lock is held on the table.
+    CowRaw "cow.raw",
+    /// It could not be made, and nobody has looked why.
+    CowUnread "cow.unread",
     /// The slow walk is about to take the mmap lock.
     SlowStart "slow.start",
     /// The slow walk needs a fault; its lock is still held.

@@ -119,7 +119,38 @@ pub(super) fn on_shootdown(cpus: &AtomicCpuSet, req: FlushReq) {
     X86.flush_local(req);
 }
 
-/// A line in the log; an attempt to have the kernel grow a stack once an hour, the others, which are bugs of ours, once.
+/// As many lines a minute, and how many were left out of the minute before.
+struct Burst {
+    since: AtomicU64,
+    came: AtomicU64,
+}
+
+impl Burst {
+    const MOST: u64 = 60;
+    const MINUTE_NS: u64 = 60 * 1_000_000_000;
+
+    const fn new() -> Self {
+        Self {
+            since: AtomicU64::new(0),
+            came: AtomicU64::new(0),
+        }
+    }
+
+    /// Another has come: whether it may have a line, and how many have had none. Callers that race may be a few too many.
+    fn admit(&self, now_ns: u64) -> Option<u64> {
+        if now_ns.saturating_sub(self.since.load(Ordering::Relaxed)) >= Self::MINUTE_NS {
+            self.since.store(now_ns, Ordering::Relaxed);
+            let before = self.came.swap(1, Ordering::Relaxed);
+            return Some(before.saturating_sub(Self::MOST));
+        }
+        (self.came.fetch_add(1, Ordering::Relaxed) < Self::MOST).then_some(0)
+    }
+}
+
+static BAD_ENTRIES: Burst = Burst::new();
+
+/// A line in the log; an attempt to have the kernel grow a stack once an hour, bad entries in bursts, the others, which are bugs
+/// of ours, once.
 fn report(w: Warning) {
     static LAST_STACK: AtomicU64 = AtomicU64::new(0);
     static BUGS: AtomicU64 = AtomicU64::new(0);
@@ -142,6 +173,21 @@ fn report(w: Warning) {
         Warning::GupArguments => 1,
         Warning::UnpinCount => 2,
         Warning::PinnedShared(_) => 4,
+        Warning::BadEntry {
+            va,
+            entry,
+            flags,
+            start,
+            pgoff,
+        } => {
+            if let Some(unshown) = BAD_ENTRIES.admit(super::time::now_ns()) {
+                let so_far = X86.phys().bad_entries();
+                crate::error!(
+                    "process {who}: bad page table entry {entry:#018x} of {va:#x}, in a mapping at {start:#x} with flags {flags:#x} and offset {pgoff:#x} ({so_far} so far, {unshown} not shown)"
+                );
+            }
+            return;
+        }
     };
     if BUGS.fetch_or(kind, Ordering::Relaxed) & kind == 0 {
         crate::error!("process {who}: mm warns of {w:?}");
@@ -352,9 +398,14 @@ impl Hw for X86 {
         }
     }
 
-    fn copy_raw(self, into: &mut Frame<Owned>, _: Pfn, va: u64) -> bool {
+    fn copy_raw(self, into: &mut Frame<Owned>, root: Pfn, va: u64) -> bool {
+        // Elsewhere the address means something else.
+        let space = crate::task::current().space();
+        if space.is_none_or(|space| space.tables.root() != root) {
+            return false;
+        }
         // SAFETY: a frame of the caller's, 4096 bytes in the direct map.
-        unsafe { super::uaccess::copy_in_nofault(self.frame_ptr(into.pfn()), va, 4096) == 0 }
+        unsafe { super::uaccess::copy_registers_nofault(self.frame_ptr(into.pfn()), va, 4096) }
     }
 
     fn hide_frame(self, pfn: Pfn) -> bool {

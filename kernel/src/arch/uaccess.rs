@@ -77,6 +77,18 @@ global_asm!(
     "2: mov rax, rcx",
     "ret",
     "FAULTS kernel_copy_at, 2b",
+    // uaccess_copy4(dst, src, words) -> words not copied
+    ".balign 16",
+    ".global uaccess_copy4",
+    "uaccess_copy4:",
+    "mov rcx, rdx",
+    "SMAP_SITE2 1",
+    "1: rep movsd",
+    "2:",
+    "SMAP_SITE2 0",
+    "mov rax, rcx",
+    "ret",
+    "FAULTS 1b, 2b",
     // uaccess_clear(dst, len) -> bytes not cleared
     ".balign 16",
     ".global uaccess_clear",
@@ -165,6 +177,7 @@ unsafe extern "C" {
     fn uaccess_copy(dst: u64, src: u64, len: usize) -> usize;
     fn kernel_copy(dst: u64, src: u64, len: usize) -> usize;
     static kernel_copy_at: u8;
+    fn uaccess_copy4(dst: u64, src: u64, words: usize) -> usize;
     fn uaccess_clear(dst: u64, len: usize) -> usize;
     fn uaccess_get1(src: u64) -> Got;
     fn uaccess_get4(src: u64) -> Got;
@@ -260,6 +273,17 @@ pub unsafe fn copy_out(dst: u64, src: *const u8, len: usize) -> usize {
 pub unsafe fn copy_in_nofault(dst: *mut u8, src: u64, len: usize) -> usize {
     // SAFETY: the caller's promise.
     percpu::nofault(|| unsafe { copy_in(dst, src, len) })
+}
+
+/// Copies what a device has behind a user's page, in words of 4 bytes, which is what registers take; faults are not served.
+/// Whether all of it could be read.
+///
+/// # Safety
+/// `dst` has `len` writable bytes.
+pub unsafe fn copy_registers_nofault(dst: *mut u8, src: u64, len: usize) -> bool {
+    debug_assert!(src.is_multiple_of(4) && len.is_multiple_of(4));
+    // SAFETY: the caller's `dst`; the source is in the user half, faults are listed.
+    is_user(src, len) && percpu::nofault(|| unsafe { uaccess_copy4(dst as u64, src, len / 4) }) == 0
 }
 
 /// As [`copy_out`], without serving faults.

@@ -22,10 +22,11 @@ pub(super) fn first_touch<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
         }
     };
     let i = PtGuard::<H>::index(cx.va);
-    if !pt.get(i).is_empty() {
+    let now = pt.get(i);
+    if !now.is_empty() {
         drop(pt);
         hw.phys().free(hw, frame);
-        return Ok(());
+        return cx.filled_already(now);
     }
     let folio = Folio::init_anon(hw, frame, family.word(), cx.index());
     let bits = cx.own_bits();
@@ -40,10 +41,12 @@ pub(super) fn first_touch<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
 pub(super) fn zero_page<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     let mut pt = cx.space.tables.pte_table_alloc(cx.va, cx.permit)?;
     let i = PtGuard::<H>::index(cx.va);
-    if pt.get(i).is_empty() {
-        let zero = Pte::leaf(cx.hw.phys().zero_page(), cx.vma.prot_bits());
-        // Nobody locks the zero page.
-        pt.install(i, zero.with(bit::SPECIAL).without(bit::MLOCKED));
+    let now = pt.get(i);
+    if !now.is_empty() {
+        return cx.filled_already(now);
     }
+    let zero = Pte::leaf(cx.hw.phys().zero_page(), cx.vma.prot_bits());
+    // Nobody locks the zero page.
+    pt.install(i, zero.with(bit::SPECIAL).without(bit::MLOCKED));
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::unshare::is_ours;
 use super::{Cx, Missing, Signal, Step, Stop, WRITTEN, spurious};
 use crate::addr::Pfn;
 use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed};
-use crate::race::{Point, point};
+use crate::race::{Point, planted, point};
 use crate::space::{RssKind, VmaFlags};
 use crate::table::pte::bit;
 use crate::table::{LeafBits, MayInstall, PtGuard, Pte};
@@ -37,9 +37,11 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
         return spurious();
     }
     let allow = WRITTEN | bit::A;
+    // A raw frame that looks like our own page is another's (BUG-35).
+    let raw = cx.vma.believed(cx.va, old).special() && !planted(35);
     if cx.vma.flags().contains(VmaFlags::SHARED) {
         let folio = Folio::new(cx.hw, old.pfn());
-        if !old.special() && needs_notice(cx.vma.object().map(|o| &**o), folio) {
+        if !raw && needs_notice(cx.vma.object().map(|o| &**o), folio) {
             drop(pt);
             return Err(Stop::Absent(Missing::Notice));
         }
@@ -47,7 +49,7 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
         drop(pt);
         return spurious();
     }
-    if old.special() {
+    if raw {
         drop(pt);
         return replace(cx, old, Source::uncounted(cx.hw, old.pfn()), cx.own_bits());
     }
@@ -73,7 +75,7 @@ pub(super) fn unshare<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Result<bool
     }
     // Not a write: what was known to be written still is, and nothing else.
     let bits = LeafBits(cx.vma.prot_bits().0 | old.0 & bit::SOFT_DIRTY);
-    if old.special() {
+    if cx.vma.believed(cx.va, old).special() {
         drop(pt);
         replace(cx, old, Source::uncounted(cx.hw, old.pfn()), bits)?;
         return Ok(true);
@@ -137,7 +139,8 @@ impl<H: Hw> Source<H> {
 }
 
 /// A copy of a bare frame. What cannot be read is no zeroes (PFN-7, BUG-27): if the entry is another by now, the access
-/// comes again; if it is not, it cannot be had.
+/// comes again; if it is not, perhaps it was for a moment, so it is tried once more under the lock that lets nobody change it,
+/// and then it cannot be had.
 #[cold]
 #[inline(never)]
 fn raw_copy<H: Hw, G: MayInstall<H>>(
@@ -146,16 +149,28 @@ fn raw_copy<H: Hw, G: MayInstall<H>>(
 ) -> Result<Option<Frame<Zeroed>>, Stop> {
     let hw = cx.hw;
     let mut frame = hw.phys().alloc(hw, G::FRAMES).ok_or(NoFrame)?;
-    if hw.copy_raw(&mut frame, old.pfn(), cx.va) {
+    let mut copy = || hw.copy_raw(&mut frame, cx.space.tables.root(), cx.va);
+    point(hw, Point::CowRaw);
+    let mut copied = copy();
+    let mut changed = false;
+    if !copied {
+        point(hw, Point::CowUnread);
+        if planted(27) {
+            return Ok(Some(frame.zero(hw)));
+        }
+        let pt = cx.space.tables.pte_table(cx.va, cx.permit);
+        let now = pt.as_ref().map(|pt| pt.get(PtGuard::<H>::index(cx.va)));
+        changed = now.is_none_or(|now| !now.shows_as(old));
+        copied = !changed && copy();
+    }
+    if copied {
         return Ok(Some(frame.assume_init()));
     }
     hw.phys().free(hw, frame);
-    let now = cx.space.tables.pte_table(cx.va, cx.permit);
-    match now.map(|pt| pt.get(PtGuard::<H>::index(cx.va))) {
-        Some(now) if now.special() && now.pfn() == old.pfn() => {
-            Err(Stop::Signal(Signal::Unreadable))
-        }
-        _ => Ok(None),
+    if changed {
+        Ok(None)
+    } else {
+        Err(Stop::Signal(Signal::Unreadable))
     }
 }
 
@@ -182,7 +197,7 @@ fn replace<H: Hw, G: MayInstall<H>>(
     let table = cx.space.tables.pte_table(cx.va, cx.permit);
     let same = |pt: &PtGuard<H>| {
         let now = pt.get(i);
-        now.present() && now.pfn() == old.pfn() && !now.writable() && now.special() == old.special()
+        now.shows_as(old) && !now.writable()
     };
     let Some(mut pt) = table.filter(same) else {
         hw.phys().free(hw, frame);
@@ -195,8 +210,10 @@ fn replace<H: Hw, G: MayInstall<H>>(
         cx.forget_everywhere();
     }
     pt.install(i, Pte::leaf(folio.pfn(), bits));
-    if taken.mlocked() {
-        Folio::new(hw, taken.pfn()).munlock();
+    if taken.mlocked()
+        && let Some(folio) = taken.folio(hw)
+    {
+        folio.munlock();
     }
     match source {
         Source::Zeroes | Source::Raw => cx.space.add_rss(RssKind::Anon, 1),

@@ -88,11 +88,13 @@ pub(super) fn shared_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     }
     let mut pt = cx.space.tables.pte_table_alloc(cx.va, cx.permit)?;
     let i = PtGuard::<H>::index(cx.va);
-    if pt.get(i).is_empty() {
-        let entry = Pte::leaf(folio.pfn(), cx.own_bits());
-        if map(&mut pt, i, object, index, folio, entry) {
-            cx.space.add_rss(cx.vma.file_rss(), 1);
-        }
+    let now = pt.get(i);
+    if !now.is_empty() {
+        return cx.filled_already(now);
+    }
+    let entry = Pte::leaf(folio.pfn(), cx.own_bits());
+    if map(&mut pt, i, object, index, folio, entry) {
+        cx.space.add_rss(cx.vma.file_rss(), 1);
     }
     Ok(())
 }
@@ -123,10 +125,15 @@ pub(super) fn private_write<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step 
     let i = PtGuard::<H>::index(cx.va);
     // Nothing of the object is mapped here: its truncation zaps this copy if it comes later, and has
     // stored the size if it came before.
-    if !pt.get(i).is_empty() || index >= object.end_page() {
+    let now = pt.get(i);
+    if !now.is_empty() || index >= object.end_page() {
         drop(pt);
         hw.phys().free(hw, frame);
-        return Ok(());
+        return if now.is_empty() {
+            Ok(())
+        } else {
+            cx.filled_already(now)
+        };
     }
     let folio = Folio::init_anon(hw, frame, family.word(), index);
     let bits = cx.own_bits();
@@ -162,12 +169,16 @@ pub(super) fn read<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     let bits = cx.vma.prot_bits();
     let mut pt = cx.space.tables.pte_table_alloc(cx.va, cx.permit)?;
     let i0 = PtGuard::<H>::index(cx.va) - back as usize;
-    let mut mapped = 0;
+    let (mut mapped, mut there) = (0, Ok(()));
     for (k, slot) in found.iter_mut().enumerate() {
         let Some(folio) = slot.take() else {
             continue;
         };
-        if !pt.get(i0 + k).is_empty() {
+        let now = pt.get(i0 + k);
+        if !now.is_empty() {
+            if k as u64 == back {
+                there = cx.filled_already(now);
+            }
             continue;
         }
         // Neighbours are guesses: nobody has used them here.
@@ -178,5 +189,5 @@ pub(super) fn read<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Step {
     if mapped != 0 {
         cx.space.add_rss(cx.vma.file_rss(), mapped);
     }
-    Ok(())
+    there
 }

@@ -21,7 +21,7 @@ use crate::phys::{Folio, Hw, NoFrame, lru};
 use crate::race::planted;
 use crate::space::{AddressSpace, MmapReadGuard, Vma, VmaFlags, VmaReadGuard};
 use crate::table::pte::bit;
-use crate::table::{LeafBits, MayInstall, Unmovable};
+use crate::table::{LeafBits, MayInstall, Pte, Unmovable};
 use crate::wait::CanWait;
 
 /// What the access was.
@@ -89,7 +89,7 @@ pub enum Signal {
     NotAllowed,
     /// SIGBUS, beyond the end of the object.
     BeyondEnd,
-    /// SIGBUS, the object's source failed, or has no room.
+    /// SIGBUS, the object's source failed, or has no room; or nobody knows what is there.
     Unreadable,
 }
 
@@ -187,6 +187,16 @@ impl<H: Hw, G: MayInstall<H>> Cx<'_, H, G> {
             folio.begin_mlocked();
         }
         lru::add_new(self.hw, folio.pfn());
+    }
+    /// The entry was to be filled, and is not empty. That another thread was faster is success; what is neither present nor
+    /// of a kind that anybody makes never will be (PFN-8).
+    #[cold]
+    pub fn filled_already(&self, e: Pte) -> Step {
+        if e.present() {
+            return Ok(());
+        }
+        self.vma.report(self.va, e);
+        Err(Stop::Signal(Signal::Unreadable))
     }
     /// Every CPU forgets the page. Interrupts are on (`wait`); see `cow` for the table lock.
     #[inline]

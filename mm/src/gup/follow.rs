@@ -193,7 +193,10 @@ fn small<H: Hw>(
     let first = PtGuard::<H>::index(at);
     let pages = ((end - at) >> PAGE_SHIFT).min((512 - first) as u64) as usize;
     for n in 0..pages {
-        let e = pt.get(first + n);
+        let mut e = pt.get(first + n);
+        if e.present() {
+            e = vma.believed(at + ((n as u64) << PAGE_SHIFT), e);
+        }
         match judge(e, want, flags, zero, || look(hw, e.pfn())) {
             Verdict::Take => {}
             Verdict::Raw if slots.is_none() => {

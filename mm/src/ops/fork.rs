@@ -9,7 +9,7 @@
 //! The parent's translations are flushed before its locks go.
 
 use super::exit;
-use crate::addr::{PMD_SIZE, UserRange};
+use crate::addr::{PAGE_SHIFT, PMD_SIZE, UserRange};
 use crate::errno::Errno;
 use crate::hw::FlushRange;
 use crate::phys::{Folio, Frame, Hw, NoFrame, Owned, Use, flag, lru};
@@ -83,6 +83,7 @@ fn copy_entries<H: Hw>(
         let end = first + piece.pages() as usize;
         let mut copy = Copy {
             hw,
+            vma,
             bits: own_bits(vma),
             tracked: vma
                 .object()
@@ -141,8 +142,9 @@ fn own_bits<H: Hw>(vma: &Vma<H>) -> LeafBits {
 }
 
 /// Copies the entries of one table.
-struct Copy<H: Hw> {
+struct Copy<'v, H: Hw> {
     hw: H,
+    vma: &'v Vma<H>,
     bits: LeafBits,
     /// W of a file that is written back: the child asks for the right itself, since who takes it away may have been at the
     /// child's entries already.
@@ -154,7 +156,7 @@ struct Copy<H: Hw> {
     file: i64,
 }
 
-impl<H: Hw> Copy<H> {
+impl<H: Hw> Copy<'_, H> {
     /// Copies until the end, or up to a page that must not be shared while `spare` is empty. `COW`: the
     /// VMA's writes go to private copies. `PINNED`: the space has had pins.
     #[inline(never)]
@@ -167,7 +169,9 @@ impl<H: Hw> Copy<H> {
     ) -> usize {
         let hw = self.hw;
         let (mut special, mut file) = (0, 0);
+        let base = src.base();
         let (at, given) = src.copy_each(dst, range, |i, old| {
+            let old = self.vma.believed(base + ((i as u64) << PAGE_SHIFT), old);
             if old.is_counted() {
                 let folio = Folio::new(hw, old.pfn());
                 let d = folio.desc();
@@ -195,7 +199,7 @@ impl<H: Hw> Copy<H> {
             } else if old.special() {
                 special += 1;
             } else {
-                return CopyStep::Skip; // swap and migration entries: with reclaim
+                return CopyStep::Skip; // swap and migration entries: with reclaim; bad ones never
             }
             // The child locks nothing.
             let new = old.without(bit::A | bit::MLOCKED);

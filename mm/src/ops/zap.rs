@@ -3,6 +3,7 @@
 use super::each_table;
 use crate::addr::{PAGE_SHIFT, UserRange};
 use crate::phys::{Folio, Hw, flag};
+use crate::race::planted;
 use crate::space::{AddressSpace, RssKind, Vma, VmaFlags};
 use crate::table::{PtGuard, Pte, StableVma, TlbBatch};
 
@@ -14,14 +15,11 @@ pub(crate) fn zap_range<H: Hw, G: StableVma<H>>(
     vma: &Vma<H>,
     range: UserRange,
 ) {
-    let harvest_young = !vma
-        .flags()
-        .intersects(VmaFlags::RAND_READ | VmaFlags::SEQ_READ);
     each_table(space, permit, range, |mut pt, piece| {
         let (anon, file, tracked) = if batch.is_dead() {
-            zap_table::<H, true>(&mut pt, piece, batch, harvest_young)
+            zap_table::<H, true>(&mut pt, piece, batch, vma)
         } else {
-            zap_table::<H, false>(&mut pt, piece, batch, harvest_young)
+            zap_table::<H, false>(&mut pt, piece, batch, vma)
         };
         if tracked {
             // Who cleans such a page writes it once he has had this table: no CPU may store to it after that.
@@ -44,9 +42,12 @@ fn zap_table<H: Hw, const DEAD: bool>(
     pt: &mut PtGuard<H>,
     piece: UserRange,
     batch: &mut TlbBatch<'_, H>,
-    harvest_young: bool,
+    vma: &Vma<H>,
 ) -> (i64, i64, bool) {
     let hw = batch.hw();
+    let harvest_young = !vma
+        .flags()
+        .intersects(VmaFlags::RAND_READ | VmaFlags::SEQ_READ);
     let first = PtGuard::<H>::index(piece.start());
     let end = first + piece.pages() as usize;
     let Some(first) = pt.first_used(first..end) else {
@@ -59,14 +60,18 @@ fn zap_table<H: Hw, const DEAD: bool>(
         batch.note(base + ((i as u64) << PAGE_SHIFT), piece.end());
     };
     let (mut uncounted, mut file, mut tracked) = (0, 0, false);
+    let frames = hw.frames_end();
     let taken = pt.take_each(first..end, |i, old| {
         let folio = Folio::new(hw, old.pfn());
-        if !old.is_plain() {
+        if !old.is_plain() || old.pfn().0 >= frames || planted(13) {
+            let old = vma.believed(base + ((i as u64) << PAGE_SHIFT), old);
             if !old.is_counted() {
                 uncounted += 1;
                 return;
             }
-            folio.munlock();
+            if old.mlocked() {
+                folio.munlock();
+            }
         }
         if !folio.is_anon() {
             file += 1;

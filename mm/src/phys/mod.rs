@@ -36,9 +36,10 @@ pub trait Hw: Cpu {
     fn clear_frame(self, p: *mut u8);
     /// Copies a frame.
     fn copy_frame(self, dst: *mut u8, src: *const u8);
-    /// Copies what stands behind the running program's address `va`: a bare frame, perhaps of a device, perhaps gone by now.
-    /// Faults are not served. `false`: not all of it could be read (PFN-7).
-    fn copy_raw(self, into: &mut Frame<Owned>, from: Pfn, va: u64) -> bool;
+    /// Copies what stands behind the address `va` of the space with `root`: a bare frame, perhaps of a device, perhaps gone by
+    /// now. It is read as the program would, faults are not served. `false`: not all of it could be read (PFN-7), or the running
+    /// program's space is another. Any context but an interrupt handler.
+    fn copy_raw(self, into: &mut Frame<Owned>, root: Pfn, va: u64) -> bool;
     /// Takes a frame out of the direct map, and returns when no CPU can reach it there; `false`: no memory for the
     /// smaller leaves that this takes. Interrupts on, as for a shootdown.
     fn hide_frame(self, pfn: Pfn) -> bool;
@@ -119,6 +120,7 @@ pub struct Phys {
     pub(crate) lru: lru::Lru,
     pub(crate) slabs: slab::Slabs,
     pins: [PinStat; MAX_CPUS],
+    bad_entries: AtomicU64,
 }
 
 /// One CPU's pins, per page (PIN-14).
@@ -163,6 +165,7 @@ impl Phys {
                     released: AtomicU64::new(0),
                 }
             }; MAX_CPUS],
+            bad_entries: AtomicU64::new(0),
         }
     }
 
@@ -561,6 +564,15 @@ impl Phys {
             |f: fn(&PinStat) -> &AtomicU64| self.pins.iter().map(|p| f(p).load(Acquire)).sum();
         let released = sum(|p| &p.released);
         (sum(|p| &p.acquired), released)
+    }
+
+    /// A page table has an entry that nobody made (PFN-8).
+    pub(crate) fn count_bad_entry(&self) {
+        self.bad_entries.fetch_add(1, Relaxed);
+    }
+    /// How often one was met since boot.
+    pub fn bad_entries(&self) -> u64 {
+        self.bad_entries.load(Relaxed)
     }
 
     /// Test hook (K-25): the `n`th allocation from now fails; 0 turns it off.

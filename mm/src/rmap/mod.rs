@@ -65,7 +65,7 @@ pub fn walk_folio<H: Hw>(
         };
         let i = PtGuard::<H>::index(va);
         let pte = table.get(i);
-        let maps = pte.present() && !pte.special() && pte.pfn() == folio.pfn();
+        let maps = pte.is_counted() && pte.pfn() == folio.pfn();
         if maps && !f(space, vma, va, &mut table, i) {
             return;
         }
@@ -136,6 +136,7 @@ fn zap<H: Hw>(
             if !pte.present() {
                 continue;
             }
+            let pte = vma.believed(va - PAGE_SIZE, pte);
             if pte.special() {
                 table.take(i);
                 batch.note(va - PAGE_SIZE, va);

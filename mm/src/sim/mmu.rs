@@ -1,7 +1,7 @@
 //! One CPU's memory management unit, as ill-behaved as the manuals allow.
 //!
 //! It walks the tables in simulated RAM entry by entry, reading exactly what `Pte` wrote and knowing
-//! nothing else of mm; sets accessed and dirty bits itself, by locked compare-and-swap on the entry it
+//! nothing else of mm (but that nobody counts a special frame); sets accessed and dirty bits itself, by locked compare-and-swap on the entry it
 //! read, when it likes; keeps leaves (`Leaf`) and the upper levels of past walks (`Upper`, the
 //! paging-structure caches) for as long as nobody tells it to forget; forgets some at random; tags what
 //! it keeps with the space (PCID) and keeps global leaves across root changes. Every kept entry and
@@ -21,6 +21,8 @@ const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
 const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
+/// The one bit of mm's own that it knows: whose frame it is does not matter.
+const SPECIAL: u64 = 1 << 9;
 const ADDR: u64 = 0x000f_ffff_ffff_f000;
 
 const KEY_SHIFT: u32 = 59;
@@ -109,9 +111,9 @@ pub struct Leaf {
     /// First address and log2 of the bytes it covers.
     va: u64,
     shift: u32,
-    /// First frame and its life when the entry was read.
+    /// First frame and its life when the entry was read; none: a bare frame, which may be free.
     pfn: Pfn,
-    life: u32,
+    life: Option<u32>,
     rights: Rights,
     dirty: bool,
 }
@@ -346,7 +348,7 @@ impl Mmu {
 
     fn reach(&mut self, ram: &Ram, l: Leaf, va: u64) -> *mut u8 {
         let pfn = Pfn(l.pfn.0 + ((va - l.va) >> 12));
-        if !ram.alive(l.pfn, l.life) {
+        if l.life.is_some_and(|life| !ram.alive(l.pfn, life)) {
             self.violate(format!(
                 "{va:#x} of space {} reached frame {:#x} through a kept translation after it was freed",
                 l.tag, l.pfn.0
@@ -449,7 +451,7 @@ impl Mmu {
                     va: va >> shift << shift,
                     shift,
                     pfn: base,
-                    life: ram.life(base),
+                    life: (seen & SPECIAL == 0).then(|| ram.life(base)),
                     rights,
                     dirty: (seen | mark) & D != 0,
                 });
@@ -477,7 +479,7 @@ impl Mmu {
         if let Some(l) = self.leaves.iter().find(|l| {
             let first = l.pfn.0;
             let last = first + (1 << (l.shift - 12));
-            self.usable(l) && first < pfn.0 + frames && pfn.0 < last
+            self.usable(l) && l.life.is_some() && first < pfn.0 + frames && pfn.0 < last
         }) {
             return Some(format!("leaf {:#x} of space {}", l.va, l.tag));
         }
@@ -553,6 +555,11 @@ impl Mmu {
             }
         }
         None
+    }
+
+    /// Whether the tables have memory for `va`, and not nothing, or a device that does not answer.
+    pub fn answers(&self, ram: &Ram, va: u64) -> bool {
+        self.peek(ram, va).is_some()
     }
 
     /// What the tables say of `va`, without marking or keeping anything.

@@ -593,13 +593,27 @@ impl Hw for Machine {
             unsafe { (*(p as *const AtomicU64).add(i)).store(0, Ordering::Relaxed) };
         }
     }
-    /// Frames past its memory are devices that do not answer.
-    fn copy_raw(self, into: &mut Frame<Owned>, from: Pfn, _va: u64) -> bool {
-        let there = from.0 < self.config.frames;
-        if there {
-            self.copy_frame(self.frame_ptr(into.pfn()), self.frame_ptr(from));
+    /// A piece at a time, as the program would load it.
+    fn copy_raw(self, into: &mut Frame<Owned>, root: Pfn, va: u64) -> bool {
+        if self.loaded_root() != root {
+            return false;
         }
-        there
+        let to = self.frame_ptr(into.pfn());
+        (0..4096).step_by(512).all(|at| {
+            self.mischief();
+            let mut here = self.here();
+            if !here.mmu.answers(&self.ram, va) {
+                return false;
+            }
+            let from = here.mmu.translate(&self.ram, va + at as u64, Want::Read);
+            let v = here.mmu.take_violation();
+            // SAFETY: a translation of this machine, used before this CPU can acknowledge anything (we hold its state),
+            // and the caller's frame; 64 words each, atomics to everybody.
+            let copied = from.map(|from| unsafe { ram::copy_words(from, to.add(at), 64) });
+            drop(here);
+            self.report(v);
+            copied.is_ok()
+        })
     }
     fn copy_frame(self, dst: *mut u8, src: *const u8) {
         self.mischief();

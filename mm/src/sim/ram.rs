@@ -119,3 +119,18 @@ pub unsafe fn store(p: *mut u8, v: u8) {
     // SAFETY: as in `load`.
     unsafe { (*(p as *const std::sync::atomic::AtomicU8)).store(v, Ordering::Relaxed) }
 }
+
+/// `n` words copied as a CPU would.
+///
+/// # Safety
+/// As for [`load`], of either; aligned, within a frame each.
+pub unsafe fn copy_words(from: *const u8, to: *mut u8, n: usize) {
+    use std::sync::atomic::AtomicU64;
+    for i in 0..n {
+        // SAFETY: as in `load`.
+        unsafe {
+            let v = (*(from as *const AtomicU64).add(i)).load(Ordering::Relaxed);
+            (*(to as *const AtomicU64).add(i)).store(v, Ordering::Relaxed);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! `tree` ranges and gaps · `vma`, `flags` one range and its meaning · `stack` growing down · `locks`
 //! the guards · `edit` insert, split, merge, change · `place` where to, and counts · `detach` out of sight,
 //! then freed · `address_space` all of it with tables and counters · `futex` what a futex word is known by · `allows` whether
-//! the kernel may take hold of a VMA's pages.
+//! the kernel may take hold of a VMA's pages · `normal` whether a page stands behind an entry.
 
 pub mod address_space;
 pub mod allows;
@@ -13,6 +13,7 @@ pub mod flags;
 pub mod futex;
 pub mod keys;
 pub mod locks;
+pub mod normal;
 pub mod place;
 pub mod stack;
 pub mod tree;

@@ -176,6 +176,46 @@ static void registers(void) {
   CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, d, -(off_t)PG) == MAP_FAILED);
 }
 
+// A private copy of its registers (PFN-6, PFN-7): what the device had when it was written to, word for word; neither knows of the
+// other from then on. Nothing of it is locked, whatever is asked.
+static void private_copy(void) {
+  volatile uint32_t *dev = mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+  CHECK(dev != MAP_FAILED);
+  CHECK(says("/proc/self/smaps", "VmFlags:", ": rd wr sh mr mw me ms pf io de dd sd \n"));
+  dev[1] = 0x5a5a1234;
+  uint32_t had[64];
+  for (int i = 0; i < 64; i++) had[i] = dev[i];
+  CHECK((had[0] & 0xffff) == 0xed && had[1] == ~0x5a5a1234u);
+  volatile uint32_t *own = mmap((void *)BASE, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_LOCKED, d, 0);
+  CHECK(own == (void *)BASE);
+  CHECK(says("/proc/self/smaps", "VmFlags:", ": rd wr mr mw me pf io de ac dd sd \n") && says("/proc/self/smaps", "Rss:", " 0 kB"));
+  CHECK(!mlock((void *)own, PG) && !mlockall(MCL_CURRENT));
+  CHECK(!says("/proc/self/smaps", "VmFlags:", " lo ") && says("/proc/self/smaps", "Locked:", " 0 kB"));
+  CHECK(!munlockall());
+  dev[1] = 0x11112222;  // not copied yet: still the device
+  CHECK(own[1] == ~0x11112222u);
+  had[1] = ~0x11112222u;
+  own[1000] = 7;  // where the device has nothing
+  for (int i = 0; i < 64; i++) CHECK(own[i] == had[i]);
+  CHECK(own[1000] == 7 && says("/proc/self/smaps", "Rss:", " 4 kB") && says("/proc/self/smaps", "Anonymous:", " 4 kB"));
+  own[1] = 8;
+  own[2] = 3;
+  CHECK(dev[1] == ~0x11112222u && dev[2] == had[2]);
+  dev[1] = 9;
+  CHECK(own[1] == 8 && own[2] == 3 && dev[1] == ~9u);
+  // It is a page like any other now: pinned, and what the device reads.
+  CHECK(!put((void *)own, 64, 0) && !get((char *)own + 2048, 64, 0) && own[512] == had[0] && own[513] == 8 && pins_held() == 0);
+  // A child has the copy, and of what was not written the device.
+  volatile uint32_t *both = mmap(0, 2 * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, d, 0);
+  CHECK(both != MAP_FAILED);
+  both[1024] = 1;
+  pid_t c = fork();
+  if (!c) _exit(both[1] != ~9u || both[1024] != 1 || own[1] != 8);
+  int st;
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  CHECK(!munmap((void *)both, 2 * PG) && !munmap((void *)own, PG) && !munmap((void *)dev, PG));
+}
+
 // A program plays with the mapped registers while requests are under way: each moves what it should, and ends; no page is let go of while
 // the device is at work.
 static volatile uint32_t *regs;
@@ -305,6 +345,7 @@ int main(int argc, char **argv) {
   factorials();
   refused();
   registers();
+  private_copy();
   games();
   forks();
   registered();
