@@ -47,6 +47,8 @@ impl Drop for Image {
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Virtio,
+    /// One whose requests have 30 pieces of memory at most.
+    Narrow,
     /// With the device's other options.
     Nvme(&'static str),
 }
@@ -56,6 +58,7 @@ impl Kind {
     pub(crate) fn disk(self, id: &str, options: &str) -> Vec<String> {
         let device = match self {
             Kind::Virtio => format!("virtio-blk-pci,drive={id}"),
+            Kind::Narrow => format!("virtio-blk-pci,queue-size=32,drive={id}"),
             Kind::Nvme(more) => format!("nvme,serial={id},drive={id}{more}"),
         };
         let drive = format!("if=none,id={id},{options}");
@@ -63,10 +66,26 @@ impl Kind {
         words.map(String::from).to_vec()
     }
 
+    /// The option of a device with one queue for all CPUs.
+    fn one_queue(self) -> &'static str {
+        match self {
+            Kind::Virtio | Kind::Narrow => ",num-queues=1",
+            Kind::Nvme(_) => ",max_ioqpairs=1",
+        }
+    }
+
+    /// In the names of its images, where there may be two kinds at once.
+    fn tag(self) -> &'static str {
+        match self {
+            Kind::Narrow => ".narrow",
+            Kind::Virtio | Kind::Nvme(_) => "",
+        }
+    }
+
     /// The first two in the guest.
     pub(crate) fn names(self) -> [&'static str; 2] {
         match self {
-            Kind::Virtio => ["/dev/vda", "/dev/vdb"],
+            Kind::Virtio | Kind::Narrow => ["/dev/vda", "/dev/vdb"],
             Kind::Nvme(_) => ["/dev/nvme0n1", "/dev/nvme1n1"],
         }
     }
@@ -82,7 +101,7 @@ pub(crate) fn raw(path: &Path) -> String {
 pub(crate) fn disks(kind: Kind, cpus: u32, bus: Bus) -> Verdict {
     let [first, second] = kind.names();
     let name = first.replace('/', ".");
-    let tag = bus.tag();
+    let tag = format!("{}{}", bus.tag(), kind.tag());
     let image = Image::new(&format!("direct{name}.{cpus}{tag}"))?;
     // Requests that take their time: pages are pinned while other things happen.
     let slow = Image::new(&format!("slow{name}.{cpus}{tag}"))?;
@@ -160,6 +179,10 @@ pub fn disks_on_four_cpus() -> Verdict {
     disks(Kind::Virtio, 4, Bus::Plain)
 }
 
+pub fn disks_with_small_queues() -> Verdict {
+    disks(Kind::Narrow, 2, Bus::Plain)
+}
+
 /// A command of this one moves 8 KiB at most.
 pub fn nvme_disks_on_one_cpu() -> Verdict {
     disks(Kind::Nvme(",mdts=1"), 1, Bus::Plain)
@@ -213,23 +236,58 @@ pub fn a_ring_hears_of_what_is_not_answered() -> Verdict {
     lost("uring", Kind::Virtio)
 }
 
+pub fn nvme_requests_that_are_not_answered_are_given_up() -> Verdict {
+    lost("aio", NVME)
+}
+
+/// A disk that stops answering, with its queue full and more to come: all ends, and another disk does not notice.
+fn silent(kind: Kind) -> Verdict {
+    let [first, second] = kind.names();
+    let name = first.replace('/', ".");
+    let silent = Image::new(&format!("silent{name}"))?;
+    let other = Image::new(&format!("silent.other{name}"))?;
+    let outcome = exec(find("aio"), &["silent", first, second], |config| {
+        config.smp = 2;
+        config.cmdline = "disk_timeout=10".into();
+        config.timeout = Some(Duration::from_secs(60));
+        // A page goes at once, what follows it after four seconds, and the rest never.
+        let throttled = format!("{},throttling.bps-total=1000", raw(&silent.0));
+        config.qemu_args = kind.disk("silent", &throttled);
+        if let Some(device) = config.qemu_args.last_mut() {
+            device.push_str(kind.one_queue());
+        }
+        config.qemu_args.extend(kind.disk("other", &raw(&other.0)));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    let told = outcome
+        .log
+        .contains("a device that does not answer is stopped");
+    ensure(fine && told, "not as it should", &outcome)
+}
+
+pub fn a_disk_falls_silent_while_all_wait_for_it() -> Verdict {
+    silent(Kind::Virtio)
+}
+
+pub fn an_nvme_disk_falls_silent_while_all_wait_for_it() -> Verdict {
+    silent(NVME)
+}
+
 /// Asynchronous requests: 32 in flight, while their process forks, ends or runs another program.
-pub(crate) fn requests(program: &str, cpus: u32, bus: Bus) -> Verdict {
-    let tag = bus.tag();
-    let image = Image::new(&format!("{program}.{cpus}{tag}"))?;
-    let slow = Image::new(&format!("{program}.slow.{cpus}{tag}"))?;
+pub(crate) fn requests(program: &str, kind: Kind, cpus: u32, bus: Bus) -> Verdict {
+    let [first, second] = kind.names();
+    let tag = format!("{}{}", first.replace('/', "."), bus.tag());
+    let image = Image::new(&format!("{program}{tag}.{cpus}"))?;
+    let slow = Image::new(&format!("{program}.slow{tag}.{cpus}"))?;
     let kernel = runner::kernel_for(cpus)?;
-    let args = ["disk", "/dev/vda", "/dev/vdb"];
-    let outcome = exec(find(program), &args, |config| {
+    let outcome = exec(find(program), &["disk", first, second], |config| {
         config.kernel = kernel;
         config.smp = cpus;
         config.cmdline = "leakcheck".into();
         config.timeout = Some(Duration::from_secs(120));
         let throttled = format!("{},readonly=on,throttling.iops-total=100", raw(&slow.0));
-        config.qemu_args = Kind::Virtio.disk("fast", &raw(&image.0));
-        config
-            .qemu_args
-            .extend(Kind::Virtio.disk("slow", &throttled));
+        config.qemu_args = kind.disk("fast", &raw(&image.0));
+        config.qemu_args.extend(kind.disk("slow", &throttled));
         bus.add(config);
     })?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
@@ -253,28 +311,41 @@ pub(crate) fn requests(program: &str, cpus: u32, bus: Bus) -> Verdict {
 }
 
 pub fn requests_on_one_cpu() -> Verdict {
-    requests("aio", 1, Bus::Plain)
+    requests("aio", Kind::Virtio, 1, Bus::Plain)
 }
 
 pub fn requests_on_two_cpus() -> Verdict {
-    requests("aio", 2, Bus::Plain)
+    requests("aio", Kind::Virtio, 2, Bus::Plain)
 }
 
 pub fn requests_on_four_cpus() -> Verdict {
-    requests("aio", 4, Bus::Plain)
+    requests("aio", Kind::Virtio, 4, Bus::Plain)
 }
 
 /// The same by way of rings.
 pub fn rings_on_one_cpu() -> Verdict {
-    requests("uring", 1, Bus::Plain)
+    requests("uring", Kind::Virtio, 1, Bus::Plain)
 }
 
 pub fn rings_on_two_cpus() -> Verdict {
-    requests("uring", 2, Bus::Plain)
+    requests("uring", Kind::Virtio, 2, Bus::Plain)
 }
 
 pub fn rings_on_four_cpus() -> Verdict {
-    requests("uring", 4, Bus::Plain)
+    requests("uring", Kind::Virtio, 4, Bus::Plain)
+}
+
+/// Each request of more than two pages is several commands.
+pub fn nvme_requests_on_one_cpu() -> Verdict {
+    requests("aio", Kind::Nvme(",mdts=1"), 1, Bus::Plain)
+}
+
+pub fn nvme_requests_on_two_cpus() -> Verdict {
+    requests("aio", NVME, 2, Bus::Plain)
+}
+
+pub fn nvme_requests_on_four_cpus() -> Verdict {
+    requests("aio", NVME, 4, Bus::Plain)
 }
 
 /// 64 MiB from disk to disk, and no byte of them by way of the CPU.
@@ -330,6 +401,10 @@ pub fn a_bad_block_is_an_error_of_its_request() -> Verdict {
 
 pub fn a_bad_block_is_an_error_in_a_ring() -> Verdict {
     with_a_bad_block("uring", Kind::Virtio)
+}
+
+pub fn a_bad_block_is_an_error_of_its_nvme_request() -> Verdict {
+    with_a_bad_block("aio", NVME)
 }
 
 fn with_a_bad_block(program: &str, kind: Kind) -> Verdict {

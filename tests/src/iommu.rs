@@ -72,12 +72,13 @@ pub fn nvme_disks_behind_an_iommu_on_four_cpus() -> Verdict {
 }
 
 pub fn requests_behind_an_iommu() -> Verdict {
-    requests("aio", 4, GUARDED)
+    requests("aio", Kind::Virtio, 4, GUARDED)?;
+    requests("aio", NVME, 2, GUARDED)
 }
 
 /// By way of rings, also of buffers that are registered.
 pub fn rings_behind_an_iommu() -> Verdict {
-    requests("uring", 4, GUARDED)
+    requests("uring", Kind::Virtio, 4, GUARDED)
 }
 
 pub fn edu_behind_an_iommu() -> Verdict {

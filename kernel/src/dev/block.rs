@@ -9,9 +9,10 @@ use mm::object::cache::{Dirty, Unfilled, WINDOW};
 use mm::{Errno, PAGE_SHIFT, PAGE_SIZE};
 use spin::Mutex as Spin;
 
-use super::flight::{self, Request};
+use super::flight::{self, Landing, Request};
 use super::iommu::Dma;
 use crate::arch::X86;
+use crate::fs::blockdev::Cache;
 use crate::memory::{direct, frames};
 
 /// What disks count in.
@@ -132,6 +133,16 @@ impl<'a> Memory<'a> {
         }
     }
 
+    /// All of a bounce that its owner keeps, and its bytes to himself, for as long as the memory is used.
+    pub(super) fn of_kept(bounce: &'a Bounce, way: Way) -> Self {
+        Memory {
+            frames: Frames::Row(bounce),
+            skip: 0,
+            len: Bounce::LEN as u64,
+            way,
+        }
+    }
+
     /// `len` of its bytes, after the first `skip`. `None`: there are not that many.
     pub fn part(&self, skip: u64, len: u64) -> Option<Self> {
         let there = skip.checked_add(len)? <= self.len;
@@ -177,6 +188,11 @@ impl<'a> Memory<'a> {
     pub(super) fn lend(&self, dma: Dma) -> Result<Reached<'a>, Errno> {
         dma.lend(self.pieces(), self.way)?;
         Ok(Reached(*self))
+    }
+
+    /// What [`Memory::lend`] said. Whoever calls this has lent it, and has not taken it back.
+    pub(super) fn lent(&self) -> Reached<'a> {
+        Reached(*self)
     }
 
     pub(super) fn take_back(&self, dma: Dma) {
@@ -287,12 +303,10 @@ pub trait Disk: Send + Sync {
     /// Moves all of `memory` from or to `sector` on, which is inside. `EIO` when the device could not.
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno>;
     /// Begins a transfer, which ends by itself: the driver owns the request until the device has done with its memory, and
-    /// then gives it to [`flight::done`]. May sleep until there is room. A driver that lacks this gives it back.
-    fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
-        Err(request)
-    }
+    /// then gives it to [`flight::done`]. May sleep until there is room.
+    fn begin(&'static self, request: Box<Request>);
     /// Called now and then, where it may sleep: what has been begun and is not answered in time is given up.
-    fn give_up(&self) {}
+    fn give_up(&self);
     /// What was written before is on the medium.
     fn flush(&self) -> Result<(), Errno>;
     /// The sectors' contents are wanted no more. `EOPNOTSUPP`.
@@ -324,12 +338,14 @@ impl Family {
     }
 }
 
-/// A disk, and its device number.
+/// A disk, its device number, and what there is of each disk's own: so nobody waits for another disk than his.
 #[derive(Clone, Copy)]
 pub struct Known {
     pub disk: &'static dyn Disk,
     pub major: u32,
     pub minor: u32,
+    pub landing: &'static Landing,
+    pub cache: &'static Cache,
 }
 
 static DISKS: Spin<Vec<Known>> = Spin::new(Vec::new());
@@ -354,16 +370,21 @@ pub fn add(disk: &'static dyn Disk, family: Family) {
         disk.block(),
         if disk.read_only() { ", read-only" } else { "" }
     );
+    let landing = Box::leak(Box::<Landing>::default());
+    let cache = Box::leak(Box::new(Cache::new(disk)));
     let mut disks = DISKS.lock();
     let major = family.major();
     let before = disks.iter().filter(|d| d.major == major).count() as u32;
+    let n = disks.len();
     disks.push(Known {
         disk,
         major,
         minor: before * family.minors(),
+        landing,
+        cache,
     });
     drop(disks);
-    flight::start();
+    flight::start(n);
     crate::fs::writeback::start();
 }
 
@@ -373,11 +394,6 @@ pub fn disk(n: usize) -> Option<Known> {
 }
 
 /// The disk of a device number.
-pub fn find(major: u32, minor: u32) -> Option<&'static dyn Disk> {
-    known(major, minor).map(|d| d.disk)
-}
-
-/// The same, with its number.
 pub fn known(major: u32, minor: u32) -> Option<Known> {
     let disks = DISKS.lock();
     disks

@@ -1,9 +1,12 @@
 //! Transfers that end by themselves.
 //!
 //! A [`Request`] owns the pins of its memory. Whoever has it answers for the device: the one who makes it, the driver from
-//! [`Disk::begin`] until the device has said that it is done (or has been reset), then the list here. The interrupt handler only moves
-//! it to that list, for unpinning may free pages, under locks that the interrupted thread may hold; the thread `disks` lets go of the
+//! [`Disk::begin`] until the device has said that it is done (or has been reset), then its disk's [`Landing`]. The interrupt handler only
+//! moves it there, for unpinning may free pages, under locks that the interrupted thread may hold; the disk's own thread lets go of the
 //! pages and then tells the [`Job`] that the request is a part of. So who hears that a job is over finds no pin of it.
+//!
+//! That thread also looks for what is not answered in time. It may have to wait for who writes to the disk's cache, and he for
+//! the disk: so nobody relies on it alone. Who waits for the device gives it up himself.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -12,14 +15,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
-use spin::Once;
 
-use super::block::{self, Disk, Memory, Reached, SECTOR, Way};
+use super::block::{self, Bounce, Known, Memory, Reached, SECTOR, Way};
 use super::iommu::Dma;
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
-use crate::fs::{Kept, KeptSpan, Object, blockdev};
+use crate::fs::blockdev::{Cache, moved};
+use crate::fs::{Kept, KeptSpan};
 use crate::sync::IrqLock;
 use crate::task::{Sleep, WaitQueue};
 
@@ -30,9 +33,11 @@ pub type Own = Vec<PageSlot>;
 enum Keeper {
     Fill(PinnedPages<X86, Write, Own>),
     /// And the cache of what is overwritten.
-    Drain(PinnedPages<X86, Read, Own>, Arc<Object>),
+    Drain(PinnedPages<X86, Read, Own>, &'static Cache),
     /// Who has the pins himself; and the cache, if something is overwritten.
-    Kept(Arc<dyn Kept>, Option<Arc<Object>>),
+    Kept(Arc<dyn Kept>, Option<&'static Cache>),
+    /// The kernel's own.
+    Bounce(Bounce, Way),
 }
 
 impl Keeper {
@@ -47,6 +52,7 @@ impl Keeper {
                     None => Memory::to_fill(pins, skip as u64, len),
                 }
             }
+            Keeper::Bounce(bounce, way) => Memory::of_kept(bounce, *way).part(skip, len),
         }
     }
 }
@@ -56,19 +62,27 @@ const THERE: &str = "it was there when the request was made";
 /// One transfer.
 pub struct Request {
     pub sector: u64,
-    /// Bytes of the pinned pages: those before it, and those that are moved.
+    /// Bytes of what is kept: those before it, and those that are moved.
     skip: u64,
     len: u64,
     keeper: Keeper,
     /// Who reaches them.
     lent: Option<Dma>,
+    landing: &'static Landing,
     job: Arc<Job>,
     result: Result<(), Errno>,
     next: Option<Box<Request>>,
 }
 
 impl Request {
-    fn new(job: &Arc<Job>, sector: u64, skip: u64, len: u64, keeper: Keeper) -> Option<Box<Self>> {
+    fn new(
+        landing: &'static Landing,
+        job: &Arc<Job>,
+        sector: u64,
+        skip: u64,
+        len: u64,
+        keeper: Keeper,
+    ) -> Option<Box<Self>> {
         keeper.memory(skip, len)?;
         job.parts.fetch_add(1, Ordering::Relaxed);
         Some(Box::new(Request {
@@ -77,6 +91,7 @@ impl Request {
             len,
             keeper,
             lent: None,
+            landing,
             job: job.clone(),
             result: Err(Errno::EIO),
             next: None,
@@ -85,51 +100,67 @@ impl Request {
 
     /// A part of `job` that fills `len` bytes of pinned pages, after the first `skip`. `None`: they do not hold that many.
     pub fn fill(
+        known: Known,
         job: &Arc<Job>,
         sector: u64,
         pins: PinnedPages<X86, Write, Own>,
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        Request::new(job, sector, skip, len, Keeper::Fill(pins))
+        let keeper = Keeper::Fill(pins);
+        Request::new(known.landing, job, sector, skip, len, keeper)
     }
 
     /// The same, to be read by the device; whose cache forgets what is overwritten, also by one that failed.
     pub fn drain(
+        known: Known,
         job: &Arc<Job>,
         sector: u64,
         pins: PinnedPages<X86, Read, Own>,
         skip: u64,
         len: u64,
-        cache: Arc<Object>,
     ) -> Option<Box<Request>> {
-        Request::new(job, sector, skip, len, Keeper::Drain(pins, cache))
+        let keeper = Keeper::Drain(pins, known.cache);
+        Request::new(known.landing, job, sector, skip, len, keeper)
     }
 
-    /// A part of `job` that uses `len` bytes of memory that is pinned already: what fills it has no `cache` to change. `None`: as
-    /// above, or they lie in two pins.
+    /// A part that moves `len` bytes of the kernel's own.
+    pub fn of_bounce(
+        landing: &'static Landing,
+        job: &Arc<Job>,
+        sector: u64,
+        (bounce, way): (Bounce, Way),
+        len: u64,
+    ) -> Option<Box<Request>> {
+        Request::new(landing, job, sector, 0, len, Keeper::Bounce(bounce, way))
+    }
+
+    /// A part of `job` that uses `len` bytes of memory that is pinned already. `None`: as above, or they lie in two pins.
     pub fn lent(
+        known: Known,
         job: &Arc<Job>,
         sector: u64,
         span: KeptSpan<'_>,
+        way: Way,
         len: u64,
-        cache: Option<Arc<Object>>,
     ) -> Option<Box<Request>> {
+        let cache = (way == Way::Drain).then_some(known.cache);
         let keeper = Keeper::Kept(span.owner.clone(), cache);
-        Request::new(job, sector, span.at as u64, len, keeper)
-    }
-
-    pub fn way(&self) -> Way {
-        self.memory().way()
+        Request::new(known.landing, job, sector, span.at as u64, len, keeper)
     }
 
     /// Lets a device reach the memory, until the end; once. `ENOMEM`, `EIO`.
-    pub fn lend(&mut self, dma: Dma) -> Result<Reached<'_>, Errno> {
+    pub fn lend(&mut self, dma: Dma) -> Result<(), Errno> {
         assert!(self.lent.is_none());
-        let memory = self.keeper.memory(self.skip, self.len).expect(THERE);
-        let reached = memory.lend(dma)?;
+        self.memory().lend(dma)?;
         self.lent = Some(dma);
-        Ok(reached)
+        Ok(())
+    }
+
+    /// The memory that a device has been let reach.
+    pub fn reached(&self) -> Reached<'_> {
+        assert!(self.lent.is_some());
+        self.memory().lent()
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -156,10 +187,10 @@ impl Request {
         } = self;
         if let Keeper::Drain(_, cache) | Keeper::Kept(_, Some(cache)) = &keeper {
             let (first, end) = (sector * SECTOR, sector * SECTOR + len);
-            blockdev::changed(cache, first..end);
+            cache.changed(first..end);
         }
         drop(keeper);
-        job.part(result.map(|()| len));
+        job.part(result.map(|()| len).inspect(|&len| moved(len as usize)));
     }
 }
 
@@ -215,15 +246,6 @@ impl Job {
     }
 }
 
-/// Begins it, or, where the driver cannot, does it.
-pub fn begin(disk: &dyn Disk, request: Box<Request>) {
-    if let Err(mut request) = disk.begin(request) {
-        let result = disk.transfer(request.sector, &request.memory());
-        request.answer(result);
-        request.end();
-    }
-}
-
 /// Requests in a row, the last first.
 #[derive(Default)]
 pub struct List {
@@ -258,27 +280,44 @@ impl List {
     }
 }
 
-static DONE: IrqLock<List> = IrqLock::new(List::new());
-static CALL: WaitQueue = WaitQueue::new();
+/// Where a disk's requests come down.
+pub struct Landing {
+    done: IrqLock<List>,
+    call: WaitQueue,
+}
+
+impl Default for Landing {
+    fn default() -> Landing {
+        Landing {
+            done: IrqLock::new(List::new()),
+            call: WaitQueue::new(),
+        }
+    }
+}
+
+impl Landing {
+    /// Ends what has come down. Where one may sleep.
+    pub fn end_all(&self) {
+        let mut landed = core::mem::take(&mut *self.done.lock()).reversed();
+        while let Some(request) = landed.pop() {
+            request.end();
+        }
+    }
+}
 
 /// The device has done with a request, or is quiet. From interrupt handlers, too.
 pub fn done(request: Box<Request>) {
-    let mut one = List::new();
-    one.push(request);
-    done_all(one);
+    let landing = request.landing;
+    landing.done.lock().push(request);
+    landing.call.wake_one();
 }
 
 /// The same of several; how many.
-pub fn done_all(mut landed: List) -> usize {
+pub fn done_all(landed: List) -> usize {
     let n = landed.len;
-    if n != 0 {
-        landed = landed.reversed();
-        let mut all = DONE.lock();
-        while let Some(request) = landed.pop() {
-            all.push(request);
-        }
-        drop(all);
-        CALL.wake_all();
+    let mut landed = landed.reversed();
+    while let Some(request) = landed.pop() {
+        done(request);
     }
     n
 }
@@ -286,27 +325,23 @@ pub fn done_all(mut landed: List) -> usize {
 /// How often disks look for what is not answered.
 const LOOK_NS: u64 = 1_000_000_000;
 
-/// The thread that ends requests; once.
-pub(super) fn start() {
-    static STARTED: Once<()> = Once::new();
-    STARTED.call_once(|| {
-        crate::task::spawn_kernel_thread("disks", thread, 0).expect("a kernel thread")
-    });
+/// The thread that ends the requests of disk `n`.
+pub(super) fn start(n: usize) {
+    crate::task::spawn_kernel_thread("disk", thread, n).expect("a kernel thread");
 }
 
-fn thread(_: usize) {
+fn thread(n: usize) {
+    let known = block::disk(n).expect("a disk stays");
+    let landing = known.landing;
     let mut look = now_ns() + LOOK_NS;
     loop {
-        let none = || DONE.lock().head.is_none();
-        let _ = CALL.wait_while(Sleep::Uninterruptible, Some(look), none);
-        let mut landed = core::mem::take(&mut *DONE.lock()).reversed();
-        while let Some(request) = landed.pop() {
-            request.end();
-        }
+        let none = || landing.done.lock().head.is_none();
+        let _ = landing
+            .call
+            .wait_while(Sleep::Uninterruptible, Some(look), none);
+        landing.end_all();
         if now_ns() >= look {
-            (0..)
-                .map_while(block::disk)
-                .for_each(|known| known.disk.give_up());
+            known.disk.give_up();
             look = now_ns() + LOOK_NS;
         }
     }

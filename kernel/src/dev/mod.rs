@@ -1,8 +1,8 @@
 //! Devices on the PCI bus, and what they are to the rest of the kernel.
 //!
 //! `pci` functions, their capabilities and registers · `irq` vectors for them · `iommu` what each may reach · `block` what a disk is,
-//! and the memory that it may use · `bochs` a screen · `edu` QEMU's teaching device · `nvme` disks · `virtio` the transport and its queues · `virtio_blk` disks
-//! of a virtual machine.
+//! and the memory that it may use · `flight` transfers that end by themselves · `slots` requests in flight, of any disk · `bochs` a
+//! screen · `edu` QEMU's teaching device · `nvme` disks · `virtio` the transport and its queues · `virtio_blk` disks of a virtual machine.
 //!
 //! Who owns memory that a device writes: a `block::Memory` borrows the pins (or the kernel's own frames) that it is made from,
 //! and a transfer keeps it until the device has said that it is done; a `flight::Request` owns them. Nothing is unpinned under a device,
@@ -14,12 +14,13 @@ pub mod edu;
 pub mod flight;
 pub mod iommu;
 mod irq;
-mod nvme;
-mod pci;
-mod virtio;
+pub mod nvme;
+pub mod pci;
+pub mod slots;
+pub mod virtio;
 mod virtio_blk;
 
-pub use irq::dispatch;
+pub use irq::{Line, dispatch};
 
 /// Nanoseconds that a disk may take to answer: `disk_timeout=SECONDS`; more than any needs, unless it is said.
 fn patience() -> u64 {

@@ -5,10 +5,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
-use super::block::{self, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
+use super::block::{self, Disk, Family, Memory, Reached, SECTOR, Way};
 use super::flight::Request;
+use super::iommu::Dma;
 use super::pci::Function;
-use super::virtio::{self, Queue, Transport};
+use super::slots::Parts;
+use super::virtio::{self, Command, Queue, Transport};
 use crate::arch;
 
 /// Old and new number of the device.
@@ -44,9 +46,10 @@ struct Blk {
     block: u32,
     features: u64,
     most_discard: u32,
+    /// Pieces of memory in a request.
+    most: usize,
+    dma: Dma,
     queues: Vec<&'static Queue>,
-    /// It is used by way of the queues from now on.
-    transport: Transport,
 }
 
 pub fn is_one(function: Function) -> bool {
@@ -57,57 +60,92 @@ pub fn is_one(function: Function) -> bool {
 /// `None`: it lacks something that every such device has had for years.
 pub fn start(function: Function) -> Option<()> {
     let mut transport = Transport::of(function)?;
-    let wanted = SEG_MAX | RO | BLK_SIZE | FLUSH | MQ | DISCARD;
-    let features = transport.negotiate(virtio::INDIRECT, wanted)?;
-    let has = |feature: u64| features & feature != 0;
-    let c = &transport.device;
-    if has(SEG_MAX) && (c.read32(SEG_MAX_AT) as usize) < PIECES {
+    let Some(blk) = Blk::of(&mut transport) else {
+        transport.abandon();
         return None;
-    }
-    let capacity = || u64::from(c.read32(CAPACITY)) | u64::from(c.read32(CAPACITY + 4)) << 32;
-    let block = match has(BLK_SIZE) {
-        true => c.read32(BLK_SIZE_AT),
-        false => SECTOR as u32,
     };
-    let good = block.is_power_of_two() && (SECTOR as u32..=4096).contains(&block);
-    if !good || capacity() > u64::MAX >> 10 {
-        return None;
-    }
-    let queues = match has(MQ) {
-        true => c.read16(NUM_QUEUES).min(transport.queues()),
-        false => 1,
-    };
-    let queues: Option<Vec<_>> = (0..queues.min(arch::ncpus() as u16))
-        .map(|n| transport.queue(n, n as usize, features))
-        .collect();
-    let queues = queues.filter(|queues| !queues.is_empty())?;
-    let disk = Box::leak(Box::new(Blk {
-        name: block::next_name("vd")?,
-        sectors: capacity(),
-        block,
-        features,
-        most_discard: if has(DISCARD) {
-            c.read32(MAX_DISCARD)
-        } else {
-            0
-        },
-        queues,
-        transport,
-    }));
-    disk.transport.ready();
-    block::add(disk, Family::Virtio);
+    transport.ready();
+    block::add(Box::leak(Box::new(blk)), Family::Virtio);
     Some(())
 }
 
 impl Blk {
+    fn of(transport: &mut Transport) -> Option<Blk> {
+        let wanted = SEG_MAX | RO | BLK_SIZE | FLUSH | MQ | DISCARD;
+        let features = transport.negotiate(virtio::INDIRECT, wanted)?;
+        let has = |feature: u64| features & feature != 0;
+        let c = &transport.device;
+        let capacity = || u64::from(c.read32(CAPACITY)) | u64::from(c.read32(CAPACITY + 4)) << 32;
+        let block = match has(BLK_SIZE) {
+            true => c.read32(BLK_SIZE_AT),
+            false => SECTOR as u32,
+        };
+        let good = block.is_power_of_two() && (SECTOR as u32..=4096).contains(&block);
+        if !good || capacity() > u64::MAX >> 10 {
+            return None;
+        }
+        let queues = match has(MQ) {
+            true => c.read16(NUM_QUEUES).min(transport.queues()),
+            false => 1,
+        };
+        let queues: Option<Vec<_>> = (0..queues.min(arch::ncpus() as u16))
+            .map(|n| transport.queue(n, n as usize, features, judge))
+            .collect();
+        let queues = queues?;
+        let most = queues.iter().map(|queue| queue.ring().most()).min()?;
+        Some(Blk {
+            name: block::next_name("vd")?,
+            sectors: capacity(),
+            block,
+            features,
+            most_discard: match has(DISCARD) {
+                true => c.read32(MAX_DISCARD),
+                false => 0,
+            },
+            // Without it there is one, as in Linux.
+            most: match has(SEG_MAX) {
+                true => most.min(c.read32(SEG_MAX_AT).max(1) as usize),
+                false => 1,
+            },
+            dma: transport.dma(),
+            queues,
+        })
+    }
+
     /// Any will do: this thread may be elsewhere by the time that the answer comes.
     fn queue(&self) -> &'static Queue {
         self.queues[arch::cpu_id() % self.queues.len()]
     }
 
-    fn request(&self, kind: u64, sector: u64, memory: Option<&Reached<'_>>) -> Result<(), Errno> {
-        let status = self.queue().request(&[kind, sector], memory);
-        status.map_or(Err(Errno::EIO), judge)
+    fn request(&self, kind: u64, memory: Option<&Reached<'_>>) -> Result<(), Errno> {
+        let command = Command {
+            header: [kind, 0],
+            memory: memory.copied(),
+        };
+        self.queue().request(command).map(drop)
+    }
+}
+
+impl Parts<virtio::Ring> for Blk {
+    fn part<'a>(
+        &self,
+        sector: u64,
+        memory: Reached<'a>,
+        skip: u64,
+    ) -> Result<(Command<'a>, u64), Errno> {
+        let kind = match memory.way() {
+            Way::Fill => IN,
+            Way::Drain => OUT,
+        };
+        let rest = memory.part(skip, memory.bytes() - skip);
+        let rest = rest.ok_or(Errno::EINVAL)?;
+        let pieces = rest.pieces().take(self.most);
+        let len = pieces.map(|piece| u64::from(piece.len)).sum();
+        let command = Command {
+            header: [kind, sector + skip / SECTOR],
+            memory: rest.part(0, len),
+        };
+        Ok((command, len))
     }
 }
 
@@ -116,13 +154,6 @@ fn judge(status: u8) -> Result<(), Errno> {
         OK => Ok(()),
         UNSUPPORTED => Err(Errno::EOPNOTSUPP),
         _ => Err(Errno::EIO),
-    }
-}
-
-fn kind(way: Way) -> u64 {
-    match way {
-        Way::Fill => IN,
-        Way::Drain => OUT,
     }
 }
 
@@ -144,14 +175,12 @@ impl Disk for Blk {
     }
 
     fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno> {
-        let memory = memory.map(self.transport.dma())?;
-        self.request(kind(memory.way()), sector, Some(&memory))
+        let memory = memory.map(self.dma)?;
+        self.queue().transfer(self, sector, &memory)
     }
 
-    fn begin(&self, request: Box<Request>) -> Result<(), Box<Request>> {
-        let header = [kind(request.way()), request.sector];
-        self.queue().begin(&header, request, judge);
-        Ok(())
+    fn begin(&'static self, request: Box<Request>) {
+        self.queue().begin(self.dma, self, request);
     }
 
     fn give_up(&self) {
@@ -162,7 +191,7 @@ impl Disk for Blk {
 
     fn flush(&self) -> Result<(), Errno> {
         match self.features & FLUSH != 0 {
-            true => self.request(FLUSH_OUT, 0, None),
+            true => self.request(FLUSH_OUT, None),
             // Without it, what is done is written.
             false => Ok(()),
         }
@@ -179,8 +208,8 @@ impl Disk for Blk {
             bounce.bytes()[..8].copy_from_slice(&sector.to_le_bytes());
             bounce.bytes()[8..16].copy_from_slice(&n.to_le_bytes());
             let range = Memory::of_bounce(&mut bounce, Way::Drain, 16);
-            let range = range.map(self.transport.dma())?;
-            self.request(DISCARD_OUT, 0, Some(&range))?;
+            let range = range.map(self.dma)?;
+            self.request(DISCARD_OUT, Some(&range))?;
             sector += n;
         }
         Ok(())

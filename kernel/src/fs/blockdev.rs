@@ -11,7 +11,6 @@
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 use core::ptr;
@@ -27,8 +26,8 @@ use super::{direct, mapped, writeback};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
-use crate::dev::block::{self, Disk, Memory, PIECES, SECTOR, Way};
-use crate::dev::flight::{self, Job, Request};
+use crate::dev::block::{self, Disk, Known, Memory, PIECES, SECTOR, Way};
+use crate::dev::flight::{Job, Request};
 use crate::sync::RwLock;
 use crate::task::space::can_wait;
 use mm::gup::{PageSlot, Read, Write};
@@ -72,15 +71,21 @@ pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
 
 /// Opens the disk of a node.
 pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
-    let disk = block::find(major(rdev), minor(rdev)).ok_or(Errno::ENXIO)?;
+    let known = block::known(major(rdev), minor(rdev)).ok_or(Errno::ENXIO)?;
+    let disk = known.disk;
     if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }
-    let content = Content::of_disk(cache(disk)?);
-    Ok(Arc::new(Device { disk, content }))
+    let content = Content::of_disk(known.cache.object());
+    Ok(Arc::new(Device {
+        known,
+        disk,
+        content,
+    }))
 }
 
 struct Device {
+    known: Known,
     disk: &'static dyn Disk,
     content: Content,
 }
@@ -127,38 +132,60 @@ impl Source<X86> for Blocks {
     }
 }
 
-/// The caches of disks in use.
-static CACHES: Spin<Vec<(&'static dyn Disk, Weak<Object>)>> = Spin::new(Vec::new());
+/// The pages of one disk that are in memory.
+pub struct Cache {
+    disk: &'static dyn Disk,
+    /// As long as the disk is in use.
+    object: Spin<Weak<Object>>,
+    /// Shared by who copies into cached pages, held alone by who drops them because a direct write has come past them: so
+    /// nobody copies into a page that has left. Who shares it may be waiting for the disk.
+    copies: RwLock<()>,
+}
 
-fn cache(disk: &'static dyn Disk) -> Result<Arc<Object>, Errno> {
-    let size = disk.sectors() * SECTOR;
-    let new = Object::new_paged(X86, Box::new(Blocks { disk }), size);
-    let mut caches = CACHES.lock();
-    let known = caches.iter().position(|(d, _)| ptr::addr_eq(*d, disk));
-    match known.map(|i| &mut caches[i].1) {
-        Some(weak) => match weak.upgrade() {
-            Some(cache) => return Ok(cache),
-            None => *weak = Arc::downgrade(&new),
-        },
-        None => {
-            caches.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-            caches.push((disk, Arc::downgrade(&new)));
+impl Cache {
+    pub fn new(disk: &'static dyn Disk) -> Cache {
+        Cache {
+            disk,
+            object: Spin::new(Weak::new()),
+            copies: RwLock::new(()),
         }
     }
-    writeback::register(&new);
-    Ok(new)
+
+    fn object(&self) -> Arc<Object> {
+        let (disk, size) = (self.disk, self.disk.sectors() * SECTOR);
+        let new = Object::new_paged(X86, Box::new(Blocks { disk }), size);
+        let mut object = self.object.lock();
+        if let Some(object) = object.upgrade() {
+            return object;
+        }
+        *object = Arc::downgrade(&new);
+        writeback::register(&new);
+        new
+    }
+
+    fn used(&self) -> Option<Arc<Object>> {
+        self.object.lock().upgrade()
+    }
+
+    /// The bytes of `range` on the disk are others now.
+    pub fn changed(&self, range: Range<u64>) {
+        let _copies = self.copies.write();
+        if let Some(object) = self.used() {
+            let end = range.end.div_ceil(PAGE_SIZE);
+            object.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
+        }
+    }
 }
 
 /// A file system takes the disk over, or gives it back: the disk has what was written to it, and the cache what is on it.
 pub fn hand_over(disk: &'static dyn Disk) {
-    let known = CACHES
-        .lock()
-        .iter()
-        .find(|(d, _)| ptr::addr_eq(*d, disk))
-        .and_then(|(_, weak)| weak.upgrade());
-    if let Some(cache) = known {
-        let _ = cache.write_back(&mut can_wait(), 0, u64::MAX);
-        changed(&cache, 0..cache.size());
+    let mut all = (0..).map_while(block::disk);
+    let known = all.find(|known| ptr::addr_eq(known.disk, disk));
+    if let Some(cache) = known.map(|known| known.cache)
+        && let Some(object) = cache.used()
+    {
+        let _ = object.write_back(&mut can_wait(), 0, u64::MAX);
+        cache.changed(0..object.size());
     }
 }
 
@@ -167,17 +194,6 @@ pub fn sync() {
     for known in (0..).map_while(block::disk) {
         let _ = known.disk.flush();
     }
-}
-
-/// Shared by who copies into cached pages, held alone by who drops them because a direct write has come past them: so nobody
-/// copies into a page that has left.
-static COPIES: RwLock<()> = RwLock::new(());
-
-/// The bytes of `range` on a disk are others now.
-pub fn changed(cache: &Object, range: Range<u64>) {
-    let _copies = COPIES.write();
-    let end = range.end.div_ceil(PAGE_SIZE);
-    cache.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
 }
 
 impl Device {
@@ -190,13 +206,14 @@ impl Device {
         (buf.left() as u64).min(self.bytes().saturating_sub(pos)) as usize
     }
 
-    /// Up to `len` bytes at `pos` straight from or to the caller's pages: `step` takes some at the front of a span.
+    /// Up to `len` bytes at `pos` straight from or to the caller's pages: `step` takes some at the front of a span, and says what
+    /// came of them, or why it could not have any. Then what came before them counts; but what the disk cannot do is an error of all.
     fn direct(
         &self,
         buf: &mut IoBuf<'_>,
         pos: &mut u64,
         len: usize,
-        step: impl Fn(Front<'_>, u64, u64) -> SysResult,
+        step: impl Fn(Front<'_>, u64, u64) -> Result<SysResult, Errno>,
     ) -> SysResult {
         let mask = u64::from(self.disk.block()) - 1;
         // As Linux, whose disks take any memory that begins on a sector.
@@ -208,65 +225,74 @@ impl Device {
             let Some(front) = buf.front() else {
                 break;
             };
-            match step(front, *pos, (len - done) as u64) {
-                Ok(n) => {
+            match step(front, *pos + done as u64, (len - done) as u64) {
+                Ok(moved) => {
+                    let n = moved?;
                     buf.skip(n);
-                    *pos += n as u64;
                     done += n;
-                    DIRECT.fetch_add(n as u64, Ordering::Relaxed);
                 }
                 Err(errno) if done == 0 => return Err(errno),
                 Err(_) => break,
             }
         }
+        *pos += done as u64;
         Ok(done)
     }
 
     /// One transfer from or to what is in front; at most `most` bytes.
-    fn piece(&self, front: Front<'_>, pos: u64, most: u64, way: Way) -> SysResult {
+    fn piece(&self, front: Front<'_>, pos: u64, most: u64, way: Way) -> Result<SysResult, Errno> {
         let unit = u64::from(self.disk.block());
         let slots = &mut [PageSlot::EMPTY; PIECES];
         match way {
             Way::Fill => {
                 let (pages, skip, len) = front.pin::<Write>(most, unit, slots)?;
-                self.transfer(pos, pages.to_fill(skip, len), len)
+                let memory = pages.to_fill(skip, len).ok_or(Errno::EFAULT)?;
+                Ok(self.transfer(pos, &memory))
             }
             Way::Drain => {
                 let (pages, skip, len) = front.pin::<Read>(most, unit, slots)?;
-                self.transfer(pos, pages.to_drain(skip, len), len)
+                let memory = pages.to_drain(skip, len).ok_or(Errno::EFAULT)?;
+                Ok(self.transfer(pos, &memory))
             }
         }
     }
 
-    /// The same, begun as a part of `job`.
-    fn launch(&self, front: Front<'_>, pos: u64, most: u64, way: Way, job: &Arc<Job>) -> SysResult {
+    fn transfer(&self, pos: u64, memory: &Memory<'_>) -> SysResult {
+        self.disk.transfer(pos / SECTOR, memory)?;
+        let n = memory.bytes() as usize;
+        moved(n);
+        Ok(n)
+    }
+
+    /// The same, begun as a part of `job`, which is told what comes of it.
+    fn launch(
+        &self,
+        front: Front<'_>,
+        pos: u64,
+        most: u64,
+        way: Way,
+        job: &Arc<Job>,
+    ) -> Result<SysResult, Errno> {
         let (sector, unit) = (pos / SECTOR, u64::from(self.disk.block()));
-        let cache = || self.content.object().clone();
+        let known = self.known;
         let (request, len) = match (front, way) {
             (Front::User(span), Way::Fill) => {
                 let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
                 let (pins, skip, len) = direct::pin::<Write, _>(span, most, unit, slots)?;
-                (Request::fill(job, sector, pins, skip, len), len)
+                (Request::fill(known, job, sector, pins, skip, len), len)
             }
             (Front::User(span), Way::Drain) => {
                 let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
                 let (pins, skip, len) = direct::pin::<Read, _>(span, most, unit, slots)?;
-                (Request::drain(job, sector, pins, skip, len, cache()), len)
+                (Request::drain(known, job, sector, pins, skip, len), len)
             }
             (Front::Kept(span), way) => {
                 let (_, _, len) = span.part(most, unit)?;
-                let cache = (way == Way::Drain).then(cache);
-                (Request::lent(job, sector, span, len, cache), len)
+                (Request::lent(known, job, sector, span, way, len), len)
             }
         };
-        flight::begin(self.disk, request.ok_or(Errno::EFAULT)?);
-        Ok(len as usize)
-    }
-
-    fn transfer(&self, pos: u64, memory: Option<Memory<'_>>, len: u64) -> SysResult {
-        let memory = memory.ok_or(Errno::EFAULT)?;
-        self.disk.transfer(pos / SECTOR, &memory)?;
-        Ok(len as usize)
+        self.disk.begin(request.ok_or(Errno::EFAULT)?);
+        Ok(Ok(len as usize))
     }
 
     /// What is dirty of `range` is on the disk: a direct transfer follows.
@@ -277,7 +303,7 @@ impl Device {
     }
 
     fn changed(&self, range: Range<u64>) {
-        changed(self.content.object(), range);
+        self.known.cache.changed(range);
     }
 
     fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
@@ -323,7 +349,7 @@ impl FileOps for Device {
             self.changed(start..start + len as u64);
             done
         } else {
-            let _copies = COPIES.read();
+            let _copies = self.known.cache.copies.read();
             self.content.write(buf, pos, false, true).inspect(|done| {
                 COPIED.fetch_add(*done as u64, Ordering::Relaxed);
             })

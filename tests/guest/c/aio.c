@@ -1,6 +1,7 @@
 // aio: what io_setup and its kin answer, on a file; Linux says the same. aio disk DISK SLOW: requests to a disk that holds
 // the host's pattern (direct.c), 32 at a time, some of them of another's address space, of bad memory, given up by exit, exec and
-// io_destroy. aio bad DISK: one sector of it cannot be read. aio lost DISK OTHER: it stops answering.
+// io_destroy. aio bad DISK: one sector of it cannot be read. aio lost DISK OTHER: it stops answering. aio silent DISK OTHER: it stops
+// answering while all wait for it.
 #include "t.h"
 #include <linux/aio_abi.h>
 #include <pthread.h>
@@ -246,7 +247,8 @@ static void bad(const char *disk) {
   CHECK(!setup(64, &c));
   int fd = open(disk, O_RDWR | O_DIRECT);
   char *p = anon(DEEP * PG);
-  CHECK(fd >= 0);
+  CHECK(fd >= 0 && (!mount("none", "/sys/kernel/debug", "debugfs", 0, 0) || errno == EBUSY));
+  long straight = number_in("/sys/kernel/debug/block", "direct");
   begin(c, fd, p, PG, MB - 16 * PG);
   struct io_event e[DEEP];
   CHECK(events(c, DEEP, DEEP, e, 0) == DEEP);
@@ -254,6 +256,7 @@ static void bad(const char *disk) {
     size_t at = e[i].data;
     CHECK(e[i].res == (at == MB ? -EIO : (long)PG) && (at == MB || is_pattern(p + (at - (MB - 16 * PG)), at, PG)));
   }
+  CHECK(number_in("/sys/kernel/debug/block", "direct") == straight + (DEEP - 1) * (long)PG);
   CHECK(pins_held() == 0);
   say("ok\n");
 }
@@ -273,9 +276,57 @@ static void lost(const char *disk, const char *other) {
   begin(c, o, p, PG, 0); finish(c, p, PG, 0);
   say("ok\n");
 }
+// The disk answers two writes, then nothing. One thread has filled its queue and waits for room; a write to the disk's cache waits, too,
+// for the page that it needs: what ends meanwhile must not wait for that one, nor must the other disk.
+#define MANY 40
+static const char *names[2];
+static _Atomic int written;
+static void *filler(void *p) {
+  aio_context_t c = 0;
+  int fd = open(names[0], O_RDWR | O_DIRECT);
+  CHECK(fd >= 0 && !setup(64, &c));
+  for (int i = 0; i < MANY; i++) {
+    struct iocb b = iocb(IOCB_CMD_PWRITE, fd, p, (i ? 64 : 1) * PG, i * MB), *l = &b;
+    CHECK(submit(c, 1, &l) == 1);
+  }
+  struct io_event e[MANY];
+  int good = 0;
+  CHECK(events(c, MANY, MANY, e, 0) == MANY);
+  for (int i = 0; i < MANY; i++) {
+    CHECK(e[i].res == -EIO || e[i].res == (e[i].data ? 64 : 1) * (long)PG);
+    good += e[i].res > 0;
+  }
+  CHECK(good >= 2);
+  return 0;
+}
+static void *bystander(void *p) {
+  aio_context_t c = 0;
+  int fd = open(names[1], O_RDWR | O_DIRECT), buffered = open(names[1], O_RDWR);
+  CHECK(fd >= 0 && buffered >= 0 && !setup(64, &c));
+  // The second write is over, and its slot is another's; but its pins are held by who ends it.
+  while (pins_held() < 34 * 64 && !written) sched_yield();
+  CHECK(result(c, iocb(IOCB_CMD_PWRITE, fd, p, PG, MB)) == (long)PG);
+  CHECK(pwrite(buffered, "x", 1, 2 * MB) == 1 && !fsync(buffered) && !written);
+  return 0;
+}
+static void silent(void) {
+  int fd = open(names[0], O_RDWR);
+  pthread_t t[2];
+  char *p = anon(64 * PG), *q = anon(PG);
+  memset(p, 1, 64 * PG);
+  CHECK(fd >= 0 && !pthread_create(&t[0], 0, filler, p));
+  while (pins_held() < 33 * 64) sched_yield();
+  CHECK(!pthread_create(&t[1], 0, bystander, q));
+  CHECK(pwrite(fd, "x", 1, 60 * MB) == -1 && errno == EIO);
+  written = 1;
+  for (int i = 0; i < 2; i++) pthread_join(t[i], 0);
+  CHECK(pins_held() == 0 && fsync(fd) == -1 && errno == EIO);
+  say("ok\n");
+}
 int main(int argc, char **argv) {
   if (argc == 1) facts();
   else if (!strcmp(argv[1], "disk")) disk(argv);
   else if (!strcmp(argv[1], "bad")) bad(argv[2]);
   else if (!strcmp(argv[1], "lost")) lost(argv[2], argv[3]);
+  else if (!strcmp(argv[1], "silent")) names[0] = argv[2], names[1] = argv[3], silent();
 }

@@ -9,16 +9,7 @@ static void on_alarm(int s) { (void)s; late = 1; }
 // Microseconds since boot, as the kernel log has them.
 static unsigned long now(void) { return mono_ns() / 1000; }
 // The last number of the line of a file in /proc that begins with NAME.
-static long figure(const char *file, const char *name) {
-  FILE *f = fopen(file, "r");
-  char line[256], *end;
-  long n = -1;
-  while (f && fgets(line, sizeof line, f))
-    if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ' ') n = atol(line + strlen(name));
-  if (f) fclose(f);
-  return n;
-}
-static long pins(void) { return figure("/proc/vmstat", "nr_foll_pin_acquired") - figure("/proc/vmstat", "nr_foll_pin_released"); }
+static long pins(void) { return number_in("/proc/vmstat", "nr_foll_pin_acquired") - number_in("/proc/vmstat", "nr_foll_pin_released"); }
 static int gone(const char *path, const struct stat *st, int what, struct FTW *at) {
   (void)st; (void)what;
   if (at->level) remove(path);
@@ -30,7 +21,7 @@ static long frames(void) {
   int f = open("/proc/sys/vm/drop_caches", O_WRONLY);
   CHECK(f >= 0 && write(f, "3", 1) == 1);
   close(f);
-  return figure("/proc/vmstat", "nr_free_pages");
+  return number_in("/proc/vmstat", "nr_free_pages");
 }
 static void run(char *line) {
   char *w[32];

@@ -211,6 +211,16 @@ __attribute__((unused)) static uint64_t mono_ns(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+__attribute__((unused)) static long number_in(const char *file, const char *name) {
+  FILE *f = fopen(file, "r");
+  CHECK(f);
+  char line[256];
+  long n = -1;
+  while (fgets(line, sizeof line, f))
+    if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ' ') n = atol(line + strlen(name));
+  fclose(f);
+  return n;
+}
 // Pins of user pages that somebody holds, as /proc/vmstat counts them.
 __attribute__((unused)) static long pins_held(void) {
   FILE *f = fopen("/proc/vmstat", "r");

@@ -1,0 +1,434 @@
+//! Requests in flight: whose each slot of a queue is. The same for all disks.
+//!
+//! A queue has `SLOTS` requests in flight at most. A slot is *free*, *taken* by a thread that has a command for it, then *busy* with the
+//! device. One lock says which, and has the ring, too: so a slot is busy from when the device can know of it, and not before.
+//!
+//! 1. A thread takes a slot, makes it busy and sleeps. The interrupt handler makes it *done* and wakes the thread, which takes the answer and
+//!    frees the slot.
+//! 2. A `flight::Request` makes its slot busy and is kept in it. The handler puts the command of its next part into the same slot;
+//!    after the last it frees the slot, and the request has landed. Who takes the request out of its slot, under the lock, answers for it:
+//!    the handler, or who has found that the device is dead.
+//! 3. A device that does not answer in time is stopped, by whoever notices: a thread that waits for its answer or for a slot, or the disk's
+//!    own ([`Slots::give_up`]). Once it has forgotten what it was told it touches no memory: then its requests have failed, and so do
+//!    all that come later. One that does not even do that keeps the memory that it was given: who asked stays
+//!    asleep, with what he has pinned; who asks later is told.
+//!
+//! What the device says is not believed: a completion of a slot that is not busy is reported, once, and left alone; and in one
+//! interrupt it is not asked more often than it can have done something.
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+use core::mem::take;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use mm::Errno;
+
+use super::block::Reached;
+use super::flight::{self, Request};
+use super::iommu::Dma;
+use super::irq::Line;
+use crate::arch::time::now_ns;
+use crate::sync::{IrqLock, Mutex};
+use crate::task::{Sleep, WaitQueue};
+
+/// Requests of a queue in flight.
+pub const SLOTS: usize = 32;
+
+/// What makes a device forget all that it was told.
+pub trait Reset: Send + Sync {
+    /// Whether it has. May sleep.
+    fn reset(&self) -> bool;
+}
+
+/// It has not been stopped; it has, and is quiet; it should be, and is not.
+const ALIVE: u8 = 0;
+const QUIET: u8 = 1;
+const LOST: u8 = 2;
+
+/// How a device is stopped.
+pub struct Control {
+    /// What messages call it.
+    name: &'static str,
+    device: Box<dyn Reset>,
+    stopping: Mutex<()>,
+    fate: AtomicU8,
+}
+
+impl Control {
+    /// It stays.
+    pub fn new(name: &'static str, device: impl Reset + 'static) -> &'static Control {
+        Box::leak(Box::new(Control {
+            name,
+            device: Box::new(device),
+            stopping: Mutex::new(()),
+            fate: AtomicU8::new(ALIVE),
+        }))
+    }
+
+    /// Before it is used, or when that cannot be.
+    pub fn reset(&self) -> bool {
+        self.device.reset()
+    }
+
+    fn fate(&self) -> u8 {
+        self.fate.load(Ordering::Relaxed)
+    }
+
+    /// The end of a device that does not answer; whether it is quiet.
+    #[cold]
+    fn stop(&self) -> bool {
+        let _one = self.stopping.lock();
+        let before = self.fate();
+        if before != QUIET {
+            let (fate, how) = match self.device.reset() {
+                true => (QUIET, "is stopped"),
+                false => (LOST, "keeps its memory"),
+            };
+            if fate != before {
+                let name = self.name;
+                crate::warn!("{name}: a device that does not answer {how}");
+            }
+            self.fate.store(fate, Ordering::Relaxed);
+        }
+        self.fate() == QUIET
+    }
+}
+
+/// A device's word that it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// `None`: of nothing that it can have been given.
+    pub slot: Option<usize>,
+    pub answer: Result<u32, Errno>,
+}
+
+/// How a device is told of commands, and tells of their end.
+pub trait Ring: Sync + Sized + 'static {
+    /// What a slot is for.
+    type Command<'a>;
+    /// Where both sides are.
+    type Ends: Send;
+
+    /// Writes the command into what is the slot's own, then into the ring, where the device sees it. Whether the bell is to be rung. Nobody
+    /// else has the slot, nor has the device.
+    fn put(&self, ends: &mut Self::Ends, slot: usize, command: Self::Command<'_>) -> bool;
+    /// The next completion. `None`: no more, and the next one interrupts.
+    fn take(&self, ends: &mut Self::Ends) -> Option<Completion>;
+    /// Without the lock, if `put` said so.
+    fn bell(&self) {}
+}
+
+/// Who makes commands of transfers.
+pub trait Parts<R: Ring>: Sync {
+    /// A command that moves bytes of `memory` after the first `skip`, from or to the sector that is theirs if the first is
+    /// `sector`'s; and how many. There are some.
+    fn part<'a>(
+        &self,
+        sector: u64,
+        memory: Reached<'a>,
+        skip: u64,
+    ) -> Result<(R::Command<'a>, u64), Errno>;
+}
+
+/// A request that the device has.
+struct Flight<R: Ring> {
+    request: Box<Request>,
+    parts: &'static dyn Parts<R>,
+    /// Bytes that have been moved, and those that are being moved.
+    moved: u64,
+    moving: u64,
+    deadline: u64,
+}
+
+#[derive(Default)]
+enum State<R: Ring> {
+    /// Free or taken.
+    #[default]
+    Idle,
+    /// A thread waits for the device.
+    Busy,
+    /// A request does.
+    Flying(Flight<R>),
+    /// The thread has yet to see it.
+    Done(Result<u32, Errno>),
+}
+
+struct Inner<R: Ring> {
+    /// Free slots, bit by bit.
+    free: u32,
+    states: [State<R>; SLOTS],
+    ends: R::Ends,
+}
+
+/// A queue.
+pub struct Slots<R: Ring> {
+    ring: R,
+    control: &'static Control,
+    /// Nanoseconds that a command may take.
+    patience: u64,
+    inner: IrqLock<Inner<R>>,
+    /// Threads that wait for a slot; and those that wait for the answer of theirs.
+    room: WaitQueue,
+    done: [WaitQueue; SLOTS],
+    /// The device has said nonsense, and we have said so.
+    confused: AtomicBool,
+}
+
+impl<R: Ring> Slots<R> {
+    pub fn new(control: &'static Control, ring: R, ends: R::Ends) -> Self {
+        Slots {
+            ring,
+            control,
+            patience: super::patience(),
+            inner: IrqLock::new(Inner {
+                free: u32::MAX >> (32 - SLOTS),
+                states: [const { State::Idle }; SLOTS],
+                ends,
+            }),
+            room: WaitQueue::new(),
+            done: [const { WaitQueue::new() }; SLOTS],
+            confused: AtomicBool::new(false),
+        }
+    }
+
+    pub fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// Whether the device has said nonsense.
+    pub fn is_confused(&self) -> bool {
+        self.confused.load(Ordering::Relaxed)
+    }
+
+    /// Runs a command: the device's answer, or `EIO` if there will be none. The caller keeps the memory that it names where it
+    /// is until then.
+    pub fn request(&self, command: R::Command<'_>) -> Result<u32, Errno> {
+        let i = self.take_slot()?;
+        let mut inner = self.inner.lock();
+        inner.states[i] = State::Busy;
+        let bell = self.ring.put(&mut inner.ends, i, command);
+        drop(inner);
+        if bell {
+            self.ring.bell();
+        }
+        let pending = || {
+            let busy = matches!(self.inner.lock().states[i], State::Busy);
+            busy && self.control.fate() != QUIET
+        };
+        let wait = |deadline| self.done[i].wait_while(Sleep::Uninterruptible, deadline, pending);
+        if wait(Some(now_ns() + self.patience)).is_err() {
+            if self.control.stop() {
+                self.give_up();
+            } else {
+                let _ = wait(None);
+            }
+        }
+        let mut inner = self.inner.lock();
+        let State::Done(answer) = inner.states[i] else {
+            return Err(Errno::EIO); // the slot is nobody's any more: nor is the queue
+        };
+        inner.states[i] = State::Idle;
+        inner.free |= 1 << i;
+        drop(inner);
+        self.room.wake_one();
+        answer
+    }
+
+    /// Moves all of `memory`, one command after the other.
+    pub fn transfer(
+        &self,
+        parts: &dyn Parts<R>,
+        sector: u64,
+        memory: &Reached<'_>,
+    ) -> Result<(), Errno> {
+        let mut moved = 0;
+        while moved < memory.bytes() {
+            let (command, n) = parts.part(sector, *memory, moved)?;
+            self.request(command)?;
+            moved += n;
+        }
+        Ok(())
+    }
+
+    /// Begins `request`, which is given to [`flight::done`] in the end. The device reaches its memory by way of `dma`.
+    pub fn begin(&self, dma: Dma, parts: &'static dyn Parts<R>, mut request: Box<Request>) {
+        let i = match request.lend(dma).and_then(|()| self.take_slot()) {
+            Ok(i) => i,
+            Err(errno) => {
+                request.answer(Err(errno));
+                return flight::done(request);
+            }
+        };
+        let flight = Flight {
+            request,
+            parts,
+            moved: 0,
+            moving: 0,
+            deadline: 0,
+        };
+        let flown = self.fly(&mut self.inner.lock(), i, flight, Ok(0));
+        match flown {
+            Ok(true) => self.ring.bell(),
+            Ok(false) => {}
+            Err(request) => {
+                flight::done(request);
+                self.room.wake_one();
+            }
+        }
+    }
+
+    /// Slot `i` is this flight's, and its last command has been answered: puts the next, and says whether the bell is to be rung; or frees
+    /// the slot, and the request has landed.
+    fn fly(
+        &self,
+        inner: &mut Inner<R>,
+        i: usize,
+        mut flight: Flight<R>,
+        answer: Result<u32, Errno>,
+    ) -> Result<bool, Box<Request>> {
+        flight.moved += flight.moving;
+        let Flight { request, parts, .. } = &flight;
+        let memory = request.reached();
+        let next = match answer {
+            Ok(_) if flight.moved < memory.bytes() => parts
+                .part(request.sector, memory, flight.moved)
+                .map(|(command, moving)| {
+                    Some((self.ring.put(&mut inner.ends, i, command), moving))
+                }),
+            answer => answer.map(|_| None),
+        };
+        let result = match next {
+            Ok(Some((bell, moving))) => {
+                flight.moving = moving;
+                flight.deadline = now_ns() + self.patience;
+                inner.states[i] = State::Flying(flight);
+                return Ok(bell);
+            }
+            next => next.map(drop),
+        };
+        flight.request.answer(result);
+        inner.free |= 1 << i;
+        Err(flight.request)
+    }
+
+    /// Stops the device if it has not answered a request that was begun; those of a device that is stopped have failed, and who waits for it
+    /// looks again. May sleep.
+    pub fn give_up(&self) {
+        let now = now_ns();
+        let late = |state: &State<R>| matches!(state, State::Flying(f) if f.deadline < now);
+        let any = self.inner.lock().states.iter().any(late);
+        if any && !self.control.stop() {
+            for state in &mut self.inner.lock().states {
+                if let State::Flying(flight) = state {
+                    flight.deadline = u64::MAX;
+                }
+            }
+        }
+        if self.control.fate() == ALIVE {
+            return;
+        }
+        self.room.wake_all();
+        if self.control.fate() != QUIET {
+            return;
+        }
+        for thread in &self.done {
+            thread.wake_all();
+        }
+        for i in 0..SLOTS {
+            let mut inner = self.inner.lock();
+            let state = take(&mut inner.states[i]);
+            if let State::Flying(mut flight) = state {
+                drop(inner);
+                flight.request.answer(Err(Errno::EIO));
+                flight::done(flight.request);
+            } else {
+                inner.states[i] = state;
+            }
+        }
+    }
+
+    /// A free slot; `EIO` of a queue that is used no more.
+    fn take_slot(&self) -> Result<usize, Errno> {
+        loop {
+            if self.control.fate() != ALIVE {
+                return Err(Errno::EIO);
+            }
+            {
+                let mut inner = self.inner.lock();
+                if inner.free != 0 {
+                    let i = inner.free.trailing_zeros();
+                    inner.free &= !(1 << i);
+                    return Ok(i as usize);
+                }
+            }
+            let full = || self.inner.lock().free == 0 && self.control.fate() == ALIVE;
+            let deadline = Some(now_ns() + self.patience);
+            let room = self.room.wait_while(Sleep::Uninterruptible, deadline, full);
+            if room.is_err() {
+                // Whoever else would do so may be waiting for this thread.
+                self.give_up();
+            }
+        }
+    }
+
+    /// The device has done what it was not given.
+    #[cold]
+    fn nonsense(&self, slot: Option<usize>) {
+        if !self.confused.swap(true, Ordering::Relaxed) {
+            let name = self.control.name;
+            match slot {
+                Some(i) => {
+                    crate::warn!("{name}: a device has done {i}, which it was not given")
+                }
+                None => crate::warn!("{name}: a device has done what it was not given"),
+            }
+        }
+    }
+}
+
+impl<R: Ring> Line for Slots<R> {
+    fn interrupt(&self) {
+        let mut landed = flight::List::new();
+        let (mut woken, mut bell) = (0u32, false);
+        let mut inner = self.inner.lock();
+        // One that is sane has no more to say than it has slots, and what is put meanwhile; the last look finds nothing.
+        let mut looks = SLOTS + 1;
+        while looks > 0
+            && let Some(Completion { slot, answer }) = self.ring.take(&mut inner.ends)
+        {
+            looks -= 1;
+            let Some(i) = slot.filter(|&i| i < SLOTS) else {
+                self.nonsense(slot);
+                continue;
+            };
+            match take(&mut inner.states[i]) {
+                State::Busy => {
+                    inner.states[i] = State::Done(answer);
+                    woken |= 1 << i;
+                }
+                State::Flying(flight) => match self.fly(&mut inner, i, flight, answer) {
+                    Ok(ring) => {
+                        bell |= ring;
+                        looks += 1;
+                    }
+                    Err(request) => landed.push(request),
+                },
+                state => {
+                    inner.states[i] = state;
+                    self.nonsense(slot);
+                }
+            }
+        }
+        drop(inner);
+        if bell {
+            self.ring.bell();
+        }
+        for _ in 0..flight::done_all(landed) {
+            self.room.wake_one();
+        }
+        while woken != 0 {
+            self.done[woken.trailing_zeros() as usize].wake_all();
+            woken &= woken - 1;
+        }
+    }
+}
