@@ -7,6 +7,7 @@ extern crate alloc;
 mod deaths;
 mod frames;
 mod machine;
+mod queues;
 mod secret;
 
 use bootloader_api::{BootInfo, entry_point};

@@ -1,0 +1,387 @@
+//! Devices that lie: what virtio's and NVMe's queues make of completions that nobody earned. The test is the device.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
+
+use kernel::SysResult;
+use kernel::arch::{X86, time};
+use kernel::dev::block::{Bounce, Reached, Way};
+use kernel::dev::flight::{Finish, Job, Landing, Request};
+use kernel::dev::iommu::Dma;
+use kernel::dev::pci::Registers;
+use kernel::dev::slots::{Control, Parts, Reset, Ring, SLOTS, Slots};
+use kernel::dev::{Line, nvme, virtio};
+use kernel::ktest;
+use kernel::sync::Once;
+use kernel::task;
+use mm::{Errno, Hw, Pfn};
+
+struct Obedient;
+
+impl Reset for Obedient {
+    fn reset(&self) -> bool {
+        true
+    }
+}
+
+/// The device's end of a queue.
+trait Device: Sync + Sized + 'static {
+    type Ring: Ring;
+    fn new() -> Self;
+    fn queue(&self) -> &Slots<Self::Ring>;
+    fn command(&self) -> <Self::Ring as Ring>::Command<'static>;
+    /// How many commands it has been given, and what the ring calls the `n`th of them.
+    fn given(&self) -> usize;
+    fn name(&self, n: usize) -> u32;
+    /// Says that it is done with what is called so.
+    fn says(&self, name: u32, fine: bool);
+    /// Names of slots that exist and of some that do not.
+    fn names(&self) -> Vec<u32> {
+        (0..SLOTS as u32 + 2).chain([0xff, 0x100, 0xffff]).collect()
+    }
+}
+
+/// A word of memory that both sides use.
+fn word(pa: u64) -> &'static AtomicU16 {
+    let at = X86.frame_ptr(Pfn(pa >> 12)) as u64 + pa % 4096;
+    // SAFETY: a queue's memory stays, and is accessed as atomics and by the device, which we are.
+    unsafe { &*(at as *const AtomicU16) }
+}
+
+fn long(pa: u64) -> u64 {
+    (0..4).fold(0, |long, n| {
+        long | u64::from(word(pa + 2 * n).load(Ordering::Acquire)) << (16 * n)
+    })
+}
+
+struct Virtio(Slots<virtio::Ring>);
+
+const ENTRIES: u16 = 64;
+
+impl Virtio {
+    fn at(&self, offset: u64) -> &'static AtomicU16 {
+        word(self.0.ring().page + offset)
+    }
+
+    fn used(&self) -> u16 {
+        self.at(virtio::USED + 2).load(Ordering::Acquire)
+    }
+}
+
+impl Parts<virtio::Ring> for Virtio {
+    fn part<'a>(
+        &self,
+        _sector: u64,
+        memory: Reached<'a>,
+        _skip: u64,
+    ) -> Result<(virtio::Command<'a>, u64), Errno> {
+        let len = memory.bytes();
+        let command = virtio::Command {
+            header: [0, 0],
+            memory: Some(memory),
+        };
+        Ok((command, len))
+    }
+}
+
+impl Device for Virtio {
+    type Ring = virtio::Ring;
+
+    fn new() -> Self {
+        let judge = |status| if status == 0 { Ok(()) } else { Err(Errno::EIO) };
+        let bell = Registers::pretended().unwrap();
+        let ring = virtio::Ring::new(Dma::DIRECT, 0, ENTRIES, (bell, 0), judge).unwrap();
+        let control = Control::new("a liar", Obedient);
+        Virtio(Slots::new(control, ring, virtio::Ends::default()))
+    }
+
+    fn queue(&self) -> &Slots<virtio::Ring> {
+        &self.0
+    }
+
+    fn command(&self) -> virtio::Command<'static> {
+        virtio::Command {
+            header: [4, 0],
+            memory: None,
+        }
+    }
+
+    fn given(&self) -> usize {
+        self.at(virtio::AVAIL + 2).load(Ordering::Acquire) as usize
+    }
+
+    fn name(&self, n: usize) -> u32 {
+        let entry = n as u64 % u64::from(ENTRIES);
+        u32::from(
+            self.at(virtio::AVAIL + 4 + 2 * entry)
+                .load(Ordering::Acquire),
+        )
+    }
+
+    fn says(&self, name: u32, fine: bool) {
+        if name < SLOTS as u32 {
+            // The last descriptor of the slot's table is its status.
+            let entry = self.0.ring().page + 16 * u64::from(name);
+            let (table, len) = (long(entry), long(entry + 8) as u32);
+            if len >= 32 {
+                let status = long(table + u64::from(len) - 16);
+                let at = X86.frame_ptr(Pfn(status >> 12)) as u64 + status % 4096;
+                // SAFETY: as `word`.
+                unsafe { &*(at as *const AtomicU8) }.store(u8::from(!fine), Ordering::Relaxed);
+            }
+        }
+        let used = self.used();
+        let at = virtio::USED + 4 + 8 * u64::from(used % ENTRIES);
+        // And that it has written more than there is.
+        for (n, half) in [name as u16, (name >> 16) as u16, 0xffff, 0xffff]
+            .into_iter()
+            .enumerate()
+        {
+            self.at(at + 2 * n as u64).store(half, Ordering::Relaxed);
+        }
+        self.at(virtio::USED + 2)
+            .store(used.wrapping_add(1), Ordering::Release);
+    }
+
+    fn names(&self) -> Vec<u32> {
+        let slots = 0..SLOTS as u32 + 2;
+        slots.chain([0x1_0000, 0xffff, u32::MAX]).collect()
+    }
+}
+
+struct Nvme(Slots<nvme::Ring>, AtomicUsize);
+
+const DEPTH: usize = nvme::DEPTH as usize;
+
+impl Parts<nvme::Ring> for Nvme {
+    fn part<'a>(
+        &self,
+        _sector: u64,
+        memory: Reached<'a>,
+        _skip: u64,
+    ) -> Result<(nvme::Order<'a>, u64), Errno> {
+        Ok((self.command(), memory.bytes()))
+    }
+}
+
+impl Device for Nvme {
+    type Ring = nvme::Ring;
+
+    fn new() -> Self {
+        let bells = [(); 2].map(|()| Registers::pretended().unwrap());
+        let ring = nvme::Ring::new(Dma::DIRECT, bells).unwrap();
+        let control = Control::new("a liar", Obedient);
+        Nvme(
+            Slots::new(control, ring, nvme::Ends::default()),
+            AtomicUsize::new(0),
+        )
+    }
+
+    fn queue(&self) -> &Slots<nvme::Ring> {
+        &self.0
+    }
+
+    fn command(&self) -> nvme::Order<'static> {
+        nvme::Command::default().into()
+    }
+
+    fn given(&self) -> usize {
+        self.0.ring().bells[0].read32(0) as usize
+    }
+
+    fn name(&self, n: usize) -> u32 {
+        (long(self.0.ring().commands + 64 * (n % DEPTH) as u64) >> 16) as u16 as u32
+    }
+
+    fn says(&self, name: u32, fine: bool) {
+        let n = self.1.fetch_add(1, Ordering::Relaxed);
+        let at = self.0.ring().completions + 16 * (n % DEPTH) as u64;
+        let phase = u16::from((n / DEPTH).is_multiple_of(2));
+        word(at + 12).store(name as u16, Ordering::Relaxed);
+        let status = phase | if fine { 0 } else { 2 };
+        word(at + 14).store(status, Ordering::Release);
+    }
+}
+
+/// What a thread asked for, and was told.
+struct Asker<D: 'static> {
+    device: &'static D,
+    told: Once<Result<u32, Errno>>,
+}
+
+fn ask<D: Device>(asker: usize) {
+    // SAFETY: `asked` leaked it.
+    let asker = unsafe { &*(asker as *const Asker<D>) };
+    let told = asker.device.queue().request(asker.device.command());
+    asker.told.call_once(|| told);
+}
+
+fn asked<D: Device>(device: &'static D) -> &'static Asker<D> {
+    let asker: &'static Asker<D> = Box::leak(Box::new(Asker {
+        device,
+        told: Once::new(),
+    }));
+    task::spawn_kernel_thread("asker", ask::<D>, core::ptr::from_ref(asker) as usize).unwrap();
+    asker
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = time::now_ns() + 60_000_000_000;
+    while !holds() {
+        assert!(time::now_ns() < deadline, "{what}");
+        task::yield_now();
+    }
+}
+
+/// The name of the next command that it is given.
+fn next<D: Device>(device: &D, n: &mut usize, ring: usize) -> u32 {
+    let name_at = *n;
+    *n += 1;
+    until("a command is put", || {
+        device.given() % ring != name_at % ring
+    });
+    device.name(name_at)
+}
+
+/// How a job ended, and how often.
+#[derive(Default)]
+struct Ended(AtomicUsize, AtomicUsize);
+
+struct Tell(Arc<Ended>);
+
+impl Finish for Tell {
+    fn finish(&self, result: SysResult) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+        self.0.1.store(result.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+fn lies<D: Device + Parts<<D as Device>::Ring>>(ring: usize) {
+    let device: &'static D = Box::leak(Box::new(D::new()));
+    let queue = device.queue();
+    let mut n = 0;
+    assert!(!queue.is_confused());
+    // Nothing has been asked for: all are lies.
+    for name in device.names() {
+        device.says(name, false);
+        queue.interrupt();
+    }
+    assert!(queue.is_confused());
+    // Of one that is in flight, the truth among lies is taken, and taken once.
+    let asker = asked(device);
+    let name = next(device, &mut n, ring);
+    for lie in device.names().into_iter().filter(|&lie| lie != name) {
+        device.says(lie, false);
+        queue.interrupt();
+    }
+    device.says(name, true);
+    device.says(name, true);
+    while !asker.told.is_completed() {
+        queue.interrupt();
+        task::yield_now();
+    }
+    assert!(asker.told.get().is_some_and(Result::is_ok));
+    device.says(name, false);
+    queue.interrupt();
+    // All slots are still there, each once.
+    let askers: Vec<_> = (0..SLOTS + 1).map(|_| asked(device)).collect();
+    let names: Vec<u32> = (0..SLOTS).map(|_| next(device, &mut n, ring)).collect();
+    let slots: BTreeSet<u32> = names.iter().map(|name| name & 0xff).collect();
+    assert_eq!(slots.len(), SLOTS, "a slot is two threads'");
+    assert_eq!(device.given() % ring, n % ring, "more than there are slots");
+    for name in &names {
+        device.says(*name, true);
+        device.says(*name, true);
+        queue.interrupt();
+    }
+    let last = next(device, &mut n, ring);
+    device.says(last, true);
+    until("all are told", || {
+        queue.interrupt();
+        askers.iter().all(|asker| asker.told.is_completed())
+    });
+    assert!(
+        askers
+            .iter()
+            .all(|a| a.told.get().is_some_and(Result::is_ok))
+    );
+    // Requests that end by themselves: once each, whatever is said.
+    let landing: &'static Landing = Box::leak(Box::default());
+    for fine in [true, false] {
+        let ended = Arc::new(Ended::default());
+        let job: Arc<Job> = Arc::new(Job::new(Tell(ended.clone())));
+        let bounce = Bounce::new().unwrap();
+        queue.begin(
+            Dma::DIRECT,
+            device,
+            Request::of_bounce(landing, &job, 0, (bounce, Way::Fill), 4096).unwrap(),
+        );
+        job.begun();
+        let name = next(device, &mut n, ring);
+        for _ in 0..3 {
+            device.says(name, fine);
+            queue.interrupt();
+        }
+        landing.end_all();
+        assert_eq!(ended.0.load(Ordering::Relaxed), 1, "it ends once");
+        let moved = if fine { 4096 } else { 0 };
+        assert_eq!(ended.1.load(Ordering::Relaxed), moved);
+        assert_eq!(Arc::strong_count(&job), 1, "the request is gone");
+    }
+}
+
+ktest!(virtio_completions_are_not_believed, lies::<Virtio>(1 << 16));
+
+ktest!(nvme_completions_are_not_believed, lies::<Nvme>(DEPTH));
+
+// An index that says more than there can be; then the truth.
+ktest!(a_used_index_that_jumps_is_not_followed, {
+    let device: &'static Virtio = Box::leak(Box::new(Virtio::new()));
+    let asker = asked(device);
+    let name = next(device, &mut 0, 1 << 16);
+    let index = device.at(virtio::USED + 2);
+    // What lies in the ring would be believed.
+    for _ in 0..ENTRIES {
+        device.says(name, false);
+    }
+    for jump in [SLOTS as u16 + 1, ENTRIES, 0x8000, 0xffff] {
+        index.store(jump, Ordering::Release);
+        device.0.interrupt();
+        assert!(device.0.is_confused() && !asker.told.is_completed());
+    }
+    index.store(0, Ordering::Release);
+    device.says(name, true);
+    until("it is told", || {
+        device.0.interrupt();
+        asker.told.is_completed()
+    });
+    assert_eq!(asker.told.get(), Some(&Ok(0)));
+});
+
+// The device answers an earlier command of the slot once more: the one that has it now does not hear it.
+ktest!(an_old_nvme_completion_is_known, {
+    let device: &'static Nvme = Box::leak(Box::new(Nvme::new()));
+    let mut n = 0;
+    let first = asked(device);
+    let old = next(device, &mut n, DEPTH);
+    device.says(old, true);
+    until("the first is told", || {
+        device.0.interrupt();
+        first.told.is_completed()
+    });
+    let second = asked(device);
+    let new = next(device, &mut n, DEPTH);
+    assert_eq!(old & 0xff, new & 0xff, "the same slot");
+    device.says(old, false);
+    device.0.interrupt();
+    assert!(device.0.is_confused());
+    device.says(new, true);
+    until("the second is told", || {
+        device.0.interrupt();
+        second.told.is_completed()
+    });
+    assert_eq!(second.told.get(), Some(&Ok(0)));
+});
