@@ -48,8 +48,19 @@ int main(void) {
   CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, ro, 0) == MAP_FAILED && errno == EINVAL);
   CHECK(mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, ro, 0) == MAP_FAILED && errno == EACCES);
   CHECK(read(c, &c, 1) == -1 && errno == EINVAL);
-  char *p = mmap(0, (PAGES + 8) * PG, PROT_READ | PROT_WRITE, MAP_SHARED, c, 0);
+  char *p = mmap(0, (PAGES + 8) * PG, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_LOCKED, c, 0);
   CHECK(p != MAP_FAILED);
+  // Never locked (POP-3), and neither bare frames nor memory of the program's own.
+  FILE *f = fopen("/proc/self/smaps", "r");
+  char line[256], from[32];
+  int in = 0, seen = 0;
+  CHECK(f);
+  snprintf(from, sizeof from, "%lx-", (unsigned long)p);
+  while (fgets(line, sizeof line, f)) {
+    in |= !strncmp(line, from, strlen(from));
+    if (in && !strncmp(line, "VmFlags:", 8)) { seen = !strcmp(line, "VmFlags: rd wr sh mr mw me ms sd mm \n"); break; }
+  }
+  CHECK(!fclose(f) && seen);
   // It is there without a fault, in a row, one folio; past its end is nothing.
   uint64_t first = frame(p);
   CHECK(first && first % PAGES == 0);
