@@ -30,7 +30,7 @@ const UNSAFE: &[(&str, &str)] = &[
         "intrusive lists; grants RmapGuard's permit",
     ),
     ("object/radix.rs", "lock-free index nodes"),
-    ("object/cache.rs", "folio references held by the index"),
+    ("object/cache/source.rs", "bytes of frames on their way"),
     (
         "space/locks.rs",
         "grants the permits of the mmap and VMA locks",

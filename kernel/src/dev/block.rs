@@ -93,6 +93,16 @@ impl<'a> Memory<'a> {
         })
     }
 
+    /// Pages of which these bytes were used before, by a call of [`Memory::to_fill`] or [`Memory::to_drain`].
+    pub(super) fn again(way: Way, pages: &'a [PageSlot], skip: u64, len: u64) -> Self {
+        Memory {
+            frames: Frames::Pinned(pages),
+            skip,
+            len,
+            way,
+        }
+    }
+
     /// `len` bytes of pinned pages, after the first `skip`, to be written by the device. `None`: they do not hold
     /// that many, or these lie in too many pages.
     pub fn to_fill<S: Slots>(

@@ -13,6 +13,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::{mem, ptr};
 use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
 
@@ -152,7 +153,9 @@ impl Request {
     /// Lets a device reach the memory, until the end; once. `ENOMEM`, `EIO`.
     pub fn lend(&mut self, dma: Dma) -> Result<(), Errno> {
         assert!(self.lent.is_none());
-        self.memory().lend(dma)?;
+        if dma.translates() {
+            self.memory().lend(dma)?;
+        }
         self.lent = Some(dma);
         Ok(())
     }
@@ -163,8 +166,18 @@ impl Request {
         self.memory().lent()
     }
 
+    /// How many bytes it moves.
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
+
     fn memory(&self) -> Memory<'_> {
-        self.keeper.memory(self.skip, self.len).expect(THERE)
+        let (skip, len) = (self.skip, self.len);
+        match &self.keeper {
+            Keeper::Fill(pins) => Memory::again(Way::Fill, pins.pages(), skip, len),
+            Keeper::Drain(pins, _) => Memory::again(Way::Drain, pins.pages(), skip, len),
+            keeper => keeper.memory(skip, len).expect(THERE),
+        }
     }
 
     /// What came of it.
@@ -174,7 +187,7 @@ impl Request {
 
     /// Lets go of the memory, then tells the job. Where one may sleep.
     fn end(self) {
-        if let Some(dma) = self.lent {
+        if let Some(dma) = self.lent.filter(|dma| dma.translates()) {
             self.memory().take_back(dma);
         }
         let Request {
@@ -271,6 +284,12 @@ impl List {
         Some(request)
     }
 
+    /// The same, if it comes down there.
+    fn pop_of(&mut self, landing: &Landing) -> Option<Box<Request>> {
+        let next = self.head.as_ref()?;
+        ptr::eq(next.landing, landing).then(|| self.pop()).flatten()
+    }
+
     fn reversed(mut self) -> List {
         let mut list = List::new();
         while let Some(request) = self.pop() {
@@ -298,7 +317,7 @@ impl Default for Landing {
 impl Landing {
     /// Ends what has come down. Where one may sleep.
     pub fn end_all(&self) {
-        let mut landed = core::mem::take(&mut *self.done.lock()).reversed();
+        let mut landed = mem::take(&mut *self.done.lock()).reversed();
         while let Some(request) = landed.pop() {
             request.end();
         }
@@ -316,8 +335,15 @@ pub fn done(request: Box<Request>) {
 pub fn done_all(landed: List) -> usize {
     let n = landed.len;
     let mut landed = landed.reversed();
-    while let Some(request) = landed.pop() {
-        done(request);
+    while let Some(first) = landed.pop() {
+        let landing = first.landing;
+        let mut down = landing.done.lock();
+        down.push(first);
+        while let Some(next) = landed.pop_of(landing) {
+            down.push(next);
+        }
+        drop(down);
+        landing.call.wake_one();
     }
     n
 }

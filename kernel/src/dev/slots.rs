@@ -28,7 +28,7 @@ use super::flight::{self, Request};
 use super::iommu::Dma;
 use super::irq::Line;
 use crate::arch::time::now_ns;
-use crate::sync::{IrqLock, Mutex};
+use crate::sync::{IrqGuard, IrqLock, Mutex};
 use crate::task::{Sleep, WaitQueue};
 
 /// Requests of a queue in flight.
@@ -203,8 +203,7 @@ impl<R: Ring> Slots<R> {
     /// Runs a command: the device's answer, or `EIO` if there will be none. The caller keeps the memory that it names where it
     /// is until then.
     pub fn request(&self, command: R::Command<'_>) -> Result<u32, Errno> {
-        let i = self.take_slot()?;
-        let mut inner = self.inner.lock();
+        let (i, mut inner) = self.take_slot()?;
         inner.states[i] = State::Busy;
         let bell = self.ring.put(&mut inner.ends, i, command);
         drop(inner);
@@ -252,21 +251,23 @@ impl<R: Ring> Slots<R> {
 
     /// Begins `request`, which is given to [`flight::done`] in the end. The device reaches its memory by way of `dma`.
     pub fn begin(&self, dma: Dma, parts: &'static dyn Parts<R>, mut request: Box<Request>) {
-        let i = match request.lend(dma).and_then(|()| self.take_slot()) {
-            Ok(i) => i,
+        let slot = request.lend(dma).and_then(|()| self.take_slot());
+        let (i, mut inner) = match slot {
+            Ok(slot) => slot,
             Err(errno) => {
                 request.answer(Err(errno));
                 return flight::done(request);
             }
         };
-        let flight = Flight {
+        inner.states[i] = State::Flying(Flight {
             request,
             parts,
             moved: 0,
             moving: 0,
             deadline: 0,
-        };
-        let flown = self.fly(&mut self.inner.lock(), i, flight, Ok(0));
+        });
+        let flown = self.fly(&mut inner, i, Ok(0));
+        drop(inner);
         match flown {
             Ok(true) => self.ring.bell(),
             Ok(false) => {}
@@ -277,37 +278,39 @@ impl<R: Ring> Slots<R> {
         }
     }
 
-    /// Slot `i` is this flight's, and its last command has been answered: puts the next, and says whether the bell is to be rung; or frees
-    /// the slot, and the request has landed.
+    /// The last command of the request in slot `i` has been answered: puts the next, and says whether the bell is to be rung; or frees the
+    /// slot, and the request has landed.
     fn fly(
         &self,
         inner: &mut Inner<R>,
         i: usize,
-        mut flight: Flight<R>,
         answer: Result<u32, Errno>,
     ) -> Result<bool, Box<Request>> {
-        flight.moved += flight.moving;
-        let Flight { request, parts, .. } = &flight;
-        let memory = request.reached();
-        let next = match answer {
-            Ok(_) if flight.moved < memory.bytes() => parts
-                .part(request.sector, memory, flight.moved)
-                .map(|(command, moving)| {
-                    Some((self.ring.put(&mut inner.ends, i, command), moving))
-                }),
-            answer => answer.map(|_| None),
+        let Inner { states, ends, free } = inner;
+        let State::Flying(flight) = &mut states[i] else {
+            return Ok(false);
         };
-        let result = match next {
-            Ok(Some((bell, moving))) => {
-                flight.moving = moving;
-                flight.deadline = now_ns() + self.patience;
-                inner.states[i] = State::Flying(flight);
-                return Ok(bell);
+        flight.moved += flight.moving;
+        let mut result = answer.map(drop);
+        if result.is_ok() && flight.moved < flight.request.bytes() {
+            let memory = flight.request.reached();
+            match flight
+                .parts
+                .part(flight.request.sector, memory, flight.moved)
+            {
+                Ok((command, moving)) => {
+                    flight.moving = moving;
+                    flight.deadline = now_ns() + self.patience;
+                    return Ok(self.ring.put(ends, i, command));
+                }
+                Err(errno) => result = Err(errno),
             }
-            next => next.map(drop),
+        }
+        let State::Flying(mut flight) = take(&mut states[i]) else {
+            return Ok(false);
         };
         flight.request.answer(result);
-        inner.free |= 1 << i;
+        *free |= 1 << i;
         Err(flight.request)
     }
 
@@ -347,20 +350,19 @@ impl<R: Ring> Slots<R> {
         }
     }
 
-    /// A free slot; `EIO` of a queue that is used no more.
-    fn take_slot(&self) -> Result<usize, Errno> {
+    /// A free slot, and the lock; `EIO` of a queue that is used no more.
+    fn take_slot(&self) -> Result<(usize, IrqGuard<'_, Inner<R>>), Errno> {
         loop {
             if self.control.fate() != ALIVE {
                 return Err(Errno::EIO);
             }
-            {
-                let mut inner = self.inner.lock();
-                if inner.free != 0 {
-                    let i = inner.free.trailing_zeros();
-                    inner.free &= !(1 << i);
-                    return Ok(i as usize);
-                }
+            let mut inner = self.inner.lock();
+            if inner.free != 0 {
+                let i = inner.free.trailing_zeros();
+                inner.free &= !(1 << i);
+                return Ok((i as usize, inner));
             }
+            drop(inner);
             let full = || self.inner.lock().free == 0 && self.control.fate() == ALIVE;
             let deadline = Some(now_ns() + self.patience);
             let room = self.room.wait_while(Sleep::Uninterruptible, deadline, full);
@@ -401,22 +403,19 @@ impl<R: Ring> Line for Slots<R> {
                 self.nonsense(slot);
                 continue;
             };
-            match take(&mut inner.states[i]) {
+            match inner.states[i] {
                 State::Busy => {
                     inner.states[i] = State::Done(answer);
                     woken |= 1 << i;
                 }
-                State::Flying(flight) => match self.fly(&mut inner, i, flight, answer) {
+                State::Flying(_) => match self.fly(&mut inner, i, answer) {
                     Ok(ring) => {
                         bell |= ring;
                         looks += 1;
                     }
                     Err(request) => landed.push(request),
                 },
-                state => {
-                    inner.states[i] = state;
-                    self.nonsense(slot);
-                }
+                State::Idle | State::Done(_) => self.nonsense(slot),
             }
         }
         drop(inner);

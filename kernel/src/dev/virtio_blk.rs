@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
-use super::block::{self, Disk, Family, Memory, Reached, SECTOR, Way};
+use super::block::{self, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
 use super::flight::Request;
 use super::iommu::Dma;
 use super::pci::Function;
@@ -138,14 +138,17 @@ impl Parts<virtio::Ring> for Blk {
             Way::Drain => OUT,
         };
         let rest = memory.part(skip, memory.bytes() - skip);
-        let rest = rest.ok_or(Errno::EINVAL)?;
-        let pieces = rest.pieces().take(self.most);
-        let len = pieces.map(|piece| u64::from(piece.len)).sum();
+        let mut rest = rest.ok_or(Errno::EINVAL)?;
+        if self.most < PIECES {
+            let pieces = rest.pieces().take(self.most);
+            let len = pieces.map(|piece| u64::from(piece.len)).sum();
+            rest = rest.part(0, len).ok_or(Errno::EINVAL)?;
+        }
         let command = Command {
             header: [kind, sector + skip / SECTOR],
-            memory: rest.part(0, len),
+            memory: Some(rest),
         };
-        Ok((command, len))
+        Ok((command, rest.bytes()))
     }
 }
 

@@ -354,6 +354,12 @@ impl<'a> IoBuf<'a> {
 
     /// Consumes `len` bytes without touching them.
     pub fn skip(&mut self, len: usize) {
-        self.each(len, |_, _, n| n);
+        match self.piece {
+            Piece::User(s) if len <= s.len => {
+                self.skip_in_piece(len);
+                self.left -= len;
+            }
+            _ => _ = self.each(len, |_, _, n| n),
+        }
     }
 }

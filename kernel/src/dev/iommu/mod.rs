@@ -127,6 +127,11 @@ impl Dma {
         }
     }
 
+    /// Whether there is anything to do for it.
+    pub fn translates(self) -> bool {
+        self.0.is_some()
+    }
+
     fn map(self, pieces: impl Iterator<Item = Piece> + Clone, rights: u64) -> Result<(), Errno> {
         match self.0 {
             Some(domain) => domain.map(pieces, rights),

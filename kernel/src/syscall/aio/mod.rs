@@ -228,9 +228,10 @@ fn transfer(file: &File, f: &Fields, write: bool, job: &Arc<Job>) -> Result<(), 
     if file.ops().is_dir() {
         return Err(Errno::EINVAL);
     }
-    let mut spans = args::Spans::new();
+    let mut spans;
     let vector = matches!(f.opcode, IOCB_CMD_PREADV | IOCB_CMD_PWRITEV);
     let mut buf = if vector {
+        spans = args::Spans::new();
         IoBuf::user_vec(spans.read_local(f.buf, f.bytes)?)
     } else {
         check_range(f.buf, f.bytes)?;
