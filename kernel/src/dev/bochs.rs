@@ -41,24 +41,25 @@ impl Screen {
     /// Bytes of a line; a pixel is a word, blue its lowest byte.
     pub const LINE: u32 = 4 * Self::WIDTH;
 
-    /// How many of the bytes from `at` on `buf` is for.
-    fn room(&self, buf: &IoBuf<'_>, at: u64) -> usize {
-        let room = self.window.len.saturating_sub(at);
-        room.min(buf.left() as u64) as usize
+    /// Where `at` is mapped, and how many of the bytes from there on `buf` is for. Beyond the end there are none.
+    fn room(&self, buf: &IoBuf<'_>, at: u64) -> (u64, usize) {
+        let at = at.min(self.window.len);
+        let room = self.window.len - at;
+        (self.base + at, room.min(buf.left() as u64) as usize)
     }
 
     /// Copies what is at `at` to `buf`: how many bytes.
     pub fn read(&self, buf: &mut IoBuf<'_>, at: u64) -> usize {
-        let n = self.room(buf, at);
+        let (at, n) = self.room(buf, at);
         // SAFETY: inside the mapped memory (`room`), which no reference covers.
-        unsafe { buf.put_raw((self.base + at) as *const u8, n) }
+        unsafe { buf.put_raw(at as *const u8, n) }
     }
 
     /// The other way round.
     pub fn write(&self, buf: &mut IoBuf<'_>, at: u64) -> usize {
-        let n = self.room(buf, at);
+        let (at, n) = self.room(buf, at);
         // SAFETY: as above.
-        unsafe { buf.take_raw((self.base + at) as *mut u8, n) }
+        unsafe { buf.take_raw(at as *mut u8, n) }
     }
 }
 

@@ -7,7 +7,7 @@ use core::fmt;
 use mm::table::Caching;
 use x86_64::instructions::port::Port;
 
-use crate::memory::{direct, frames, kspace};
+use crate::memory::{direct, frames, kspace, ram_between};
 use crate::sync::IrqLock;
 
 /// The two configuration ports, used as a pair.
@@ -218,13 +218,16 @@ impl Function {
             .filter(|&(_, at)| at <= 0xff - 19)
     }
 
-    /// A memory window. `None`: it is none, nobody has placed it, or it is not what a window can be. Its driver does not use it yet: to tell
-    /// its size it is moved, and so does not answer meanwhile.
+    /// A memory window. `None`: it is none, nobody has placed it, or it is not what a window can be: one that is RAM, for instance. Its
+    /// driver does not use it yet: to tell its size it is moved, and so does not answer meanwhile.
     pub fn window(self, window: u8) -> Option<Window> {
+        if window > 5 {
+            return None;
+        }
         let at = BARS + 4 * window;
         let low = self.read32(at);
         let wide = match low & 7 {
-            0 if window < 6 => false,
+            0 => false,
             4 if window < 5 => true,
             _ => return None,
         };
@@ -244,7 +247,8 @@ impl Function {
         let len = fixed.wrapping_neg();
         let end = first.checked_add(len).filter(|end| *end <= MAX_PHYS);
         let sound = len.is_power_of_two() && first != 0 && first & (len - 1) == 0;
-        end.filter(|_| sound).map(|_| Window { first, len })
+        end.filter(|&end| sound && ram_between(first, end) == 0)
+            .map(|_| Window { first, len })
     }
 
     /// Maps `len` bytes at `offset` of a memory window; no device of ours has a megabyte of registers.

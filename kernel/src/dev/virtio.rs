@@ -103,7 +103,11 @@ impl Transport {
                 continue; // the first of a kind is the one that the device likes best
             }
             let (offset, len) = (function.read32(at + 8), function.read32(at + 12));
-            *slot = function.registers(function.read8(at + 4), offset, len);
+            // Fields are words, notifications halves of them.
+            let aligned = offset.is_multiple_of(if kind == NOTIFY { 2 } else { 4 });
+            *slot = function
+                .registers(function.read8(at + 4), offset, len)
+                .filter(|_| aligned);
             if kind == NOTIFY {
                 notify_step = function.read32(at + 16);
             }
@@ -181,7 +185,7 @@ impl Transport {
         let entries = most.min(ENTRIES);
         c.write16(common::QUEUE_SIZE, entries);
         let at = u32::from(c.read16(common::QUEUE_NOTIFY_OFF)).checked_mul(self.notify_step)?;
-        if at.checked_add(2)? > self.notify.len() {
+        if !at.is_multiple_of(2) || at.checked_add(2)? > self.notify.len() {
             return None;
         }
         let bell = self.notify.part(at, 2);

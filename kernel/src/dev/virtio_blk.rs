@@ -30,6 +30,13 @@ const SEG_MAX_AT: u32 = 12;
 const BLK_SIZE_AT: u32 = 20;
 const NUM_QUEUES: u32 = 34;
 const MAX_DISCARD: u32 = 36;
+/// Where those end that a feature stands for.
+const ENDS: [(u64, u32); 4] = [
+    (SEG_MAX, SEG_MAX_AT + 4),
+    (BLK_SIZE, BLK_SIZE_AT + 4),
+    (MQ, NUM_QUEUES + 2),
+    (DISCARD, MAX_DISCARD + 4),
+];
 
 /// Requests.
 const IN: u64 = 0;
@@ -75,13 +82,17 @@ impl Blk {
         let features = transport.negotiate(virtio::INDIRECT, wanted)?;
         let has = |feature: u64| features & feature != 0;
         let c = &transport.device;
-        let capacity = || u64::from(c.read32(CAPACITY)) | u64::from(c.read32(CAPACITY + 4)) << 32;
+        let there = |end| end <= c.len();
+        if !there(CAPACITY + 8) || ENDS.iter().any(|&(f, end)| has(f) && !there(end)) {
+            return None;
+        }
+        let capacity = u64::from(c.read32(CAPACITY)) | u64::from(c.read32(CAPACITY + 4)) << 32;
         let block = match has(BLK_SIZE) {
             true => c.read32(BLK_SIZE_AT),
             false => SECTOR as u32,
         };
         let good = block.is_power_of_two() && (SECTOR as u32..=4096).contains(&block);
-        if !good || capacity() > u64::MAX >> 10 {
+        if !good || capacity > u64::MAX >> 10 {
             return None;
         }
         let queues = match has(MQ) {
@@ -95,7 +106,7 @@ impl Blk {
         let most = queues.iter().map(|queue| queue.ring().most()).min()?;
         Some(Blk {
             name: block::next_name("vd")?,
-            sectors: capacity(),
+            sectors: capacity,
             block,
             features,
             most_discard: match has(DISCARD) {

@@ -27,7 +27,7 @@ int main(void) {
   CHECK(mmap(0, i.smem_len + PG, PROT_READ, MAP_SHARED, f, 0) == MAP_FAILED && errno == EINVAL);
   CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, f, i.smem_len) == MAP_FAILED && errno == EINVAL);
   CHECK(mmap(0, PG, PROT_READ, MAP_SHARED, f, 1UL << 40) == MAP_FAILED && errno == EINVAL);
-  CHECK(pread(f, b, 16, i.smem_len) == 0 && pread(f, b, 16, 1UL << 40) == 0);
+  CHECK(pread(f, b, 16, i.smem_len) == 0 && pread(f, b, 16, 1UL << 40) == 0 && pread(f, b, 16, 1UL << 62) == 0);
   CHECK(pwrite(f, b, 16, i.smem_len) == -1 && errno == ENOSPC && pwrite(f, b, 16, i.smem_len + 1) == -1 && errno == EFBIG);
   CHECK(pwrite(f, b, 16, i.smem_len - 8) == 8 && pread(f, b + 8, 8, i.smem_len - 8) == 8 && !memcmp(b, b + 8, 8) && pread(f, b, 16, i.smem_len - 4) == 4);
   CHECK(pread(f, (void *)8, 16, 0) == -1 && errno == EFAULT && pwrite(f, (void *)8, 16, 0) == -1 && errno == EFAULT);

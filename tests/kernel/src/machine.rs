@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use kernel::arch::{self, time, uaccess};
+use kernel::dev::pci;
 use kernel::ktest;
 use kernel::task::{self, Sleep, WaitQueue};
 
@@ -192,4 +193,16 @@ ktest!(bad_user_addresses_are_refused, {
     assert_eq!(buffer, [0; 64]);
     // Interrupts are still on, and we are still alive.
     assert!(arch::irqs_on());
+});
+
+// Numbers of windows come from devices, which may say anything.
+ktest!(windows_that_no_function_has, {
+    let mut functions = 0;
+    pci::each(|function| {
+        functions += 1;
+        for n in 6..=u8::MAX {
+            assert!(function.window(n).is_none(), "{function}: window {n}");
+        }
+    });
+    assert!(functions > 0);
 });
