@@ -49,6 +49,8 @@ pub(crate) enum Kind {
     Virtio,
     /// One whose requests have 30 pieces of memory at most.
     Narrow,
+    /// One without interrupt messages.
+    Lines,
     /// With the device's other options.
     Nvme(&'static str),
 }
@@ -59,6 +61,7 @@ impl Kind {
         let device = match self {
             Kind::Virtio => format!("virtio-blk-pci,drive={id}"),
             Kind::Narrow => format!("virtio-blk-pci,queue-size=32,drive={id}"),
+            Kind::Lines => format!("virtio-blk-pci,vectors=0,drive={id}"),
             Kind::Nvme(more) => format!("nvme,serial={id},drive={id}{more}"),
         };
         let drive = format!("if=none,id={id},{options}");
@@ -69,7 +72,7 @@ impl Kind {
     /// The option of a device with one queue for all CPUs.
     fn one_queue(self) -> &'static str {
         match self {
-            Kind::Virtio | Kind::Narrow => ",num-queues=1",
+            Kind::Virtio | Kind::Narrow | Kind::Lines => ",num-queues=1",
             Kind::Nvme(_) => ",max_ioqpairs=1",
         }
     }
@@ -78,6 +81,7 @@ impl Kind {
     fn tag(self) -> &'static str {
         match self {
             Kind::Narrow => ".narrow",
+            Kind::Lines => ".lines",
             Kind::Virtio | Kind::Nvme(_) => "",
         }
     }
@@ -85,7 +89,7 @@ impl Kind {
     /// The first two in the guest.
     pub(crate) fn names(self) -> [&'static str; 2] {
         match self {
-            Kind::Virtio | Kind::Narrow => ["/dev/vda", "/dev/vdb"],
+            Kind::Virtio | Kind::Narrow | Kind::Lines => ["/dev/vda", "/dev/vdb"],
             Kind::Nvme(_) => ["/dev/nvme0n1", "/dev/nvme1n1"],
         }
     }
@@ -181,6 +185,11 @@ pub fn disks_on_four_cpus() -> Verdict {
 
 pub fn disks_with_small_queues() -> Verdict {
     disks(Kind::Narrow, 2, Bus::Plain)
+}
+
+/// Two devices, on a line of the old machine, or each on its own.
+pub fn disks_with_interrupt_lines() -> Verdict {
+    disks(Kind::Lines, 4, Bus::Plain)
 }
 
 /// A command of this one moves 8 KiB at most.

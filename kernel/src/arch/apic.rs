@@ -212,21 +212,31 @@ impl IoApic {
     }
 }
 
+/// What a PCI device's line is unless the firmware's tables say otherwise, in their words: low, and for as long as the device calls.
+const PCI: u32 = 0xf;
+
 /// Sends an ISA line to the boot CPU as `vector`.
 pub(super) fn route_isa(line: u8, vector: u8) {
+    route(line, 0, 0, vector);
+}
+
+/// Sends the line that the firmware gave a PCI device to `cpu` as `vector`.
+pub fn route_pci(line: u8, cpu: usize, vector: u8) {
+    route(line, PCI, cpu, vector);
+}
+
+fn route(line: u8, flags: u32, cpu: usize, vector: u8) {
     let slot = IOAPIC.lock();
     let Some(io) = slot.as_ref() else { return };
     let known = ISA[line as usize & 15].load(Ordering::Relaxed);
     let (gsi, flags) = if known == u32::MAX {
-        (u32::from(line), 0)
+        (u32::from(line), flags)
     } else {
         (known & 0xffff, known >> 16)
     };
     let low =
         if flags & 3 == 3 { 1 << 13 } else { 0 } | if flags >> 2 & 3 == 3 { 1 << 15 } else { 0 };
     let input = gsi - io.gsi_base;
-    // SAFETY: the boot CPU's entry was filled before.
-    let target = unsafe { (*super::percpu::of(0)).apic_id };
-    io.write(0x11 + 2 * input, target << 24);
+    io.write(0x11 + 2 * input, super::apic_id(cpu) << 24);
     io.write(0x10 + 2 * input, low | u32::from(vector));
 }

@@ -20,6 +20,7 @@ pub mod time;
 mod trap;
 pub mod uaccess;
 
+pub use apic::route_pci;
 pub use cpu::{
     Features, clflush, cr2, cr3, features, fs_base, halt_until_interrupt, invlpg, irq_disable,
     irq_enable, irq_restore, irq_save, irqs_on, physical_bits, rdtsc, set_cr3, set_fs_base,

@@ -112,11 +112,10 @@ fn handle(frame: &mut TrapFrame, vector: u64) {
         // A spurious interrupt is not acknowledged.
         VECTOR_SPURIOUS => {}
         vector => {
-            apic::eoi();
-            if crate::dev::dispatch(vector) {
-                return;
+            if !crate::dev::dispatch(vector) {
+                crate::warn!("unexpected interrupt {vector:#x}");
             }
-            crate::warn!("unexpected interrupt {vector:#x}");
+            apic::eoi();
         }
     }
 }

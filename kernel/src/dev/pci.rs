@@ -20,6 +20,8 @@ const HEADER: u8 = 0x0e;
 const BARS: u8 = 0x10;
 const SECONDARY_BUS: u8 = 0x19;
 const CAPABILITIES: u8 = 0x34;
+/// The interrupt line, and which of the function's four pins is on it.
+const LINE: u8 = 0x3c;
 /// `COMMAND`: answer to memory addresses, use the bus itself, no interrupt line.
 const MEMORY: u16 = 1 << 1;
 const MASTER: u16 = 1 << 2;
@@ -297,6 +299,17 @@ impl Function {
         // One message, though it might have several.
         self.write16(at + 2, control & !(7 << 4) | MSI_ON);
         Some(())
+    }
+
+    /// Lets it use the interrupt line that the firmware gave it: which.
+    pub fn line(self) -> Option<u8> {
+        let line = self.read16(LINE);
+        let (irq, pin) = (line as u8, line >> 8);
+        if pin == 0 || !(1..16).contains(&irq) {
+            return None;
+        }
+        self.write16(COMMAND, self.read16(COMMAND) & !NO_LINE);
+        Some(irq)
     }
 
     /// Its interrupt messages, switched on, none of them routed.

@@ -16,7 +16,7 @@ use mm::Errno;
 
 use super::block::{Reached, Way};
 use super::iommu::{self, Dma};
-use super::irq;
+use super::irq::{self, Line};
 use super::pci::{Function, Msix, Registers};
 use super::slots::{Completion, Control, Reset, SLOTS, Slots};
 use crate::arch;
@@ -33,6 +33,7 @@ const ACCESS_PLATFORM: u64 = 1 << 33;
 /// Configuration structures, by the `cfg_type` of their capability.
 const COMMON: u8 = 1;
 const NOTIFY: u8 = 2;
+const ISR: u8 = 3;
 const DEVICE: u8 = 4;
 const VENDOR_CAPABILITY: u8 = 9;
 
@@ -84,18 +85,42 @@ pub struct Transport {
     notify: Registers,
     notify_step: u32,
     pub device: Registers,
-    msix: Msix,
+    calls: Calls,
+}
+
+/// How a device interrupts.
+enum Calls {
+    Messages(Msix),
+    /// By a line, and why: reading that lets go of the line.
+    Line(Registers),
+}
+
+/// The one queue of a device that has a line.
+struct OnLine {
+    why: Registers,
+    queue: &'static Queue,
+}
+
+/// Why it interrupts: a queue.
+const QUEUE_CALLS: u8 = 1;
+
+impl Line for OnLine {
+    fn interrupt(&self) {
+        if self.why.read8(0) & QUEUE_CALLS != 0 {
+            self.queue.interrupt();
+        }
+    }
 }
 
 impl Transport {
-    /// `None`: no modern device, or one without interrupt messages.
+    /// `None`: no modern device, or one that cannot interrupt.
     pub fn of(function: Function) -> Option<Self> {
         function.enable();
         let mut found: [Option<Registers>; 5] = [const { None }; 5];
         let mut notify_step = 0;
         for (id, at) in function.capabilities() {
             let kind = function.read8(at + 3);
-            if id != VENDOR_CAPABILITY || !matches!(kind, COMMON | NOTIFY | DEVICE) {
+            if id != VENDOR_CAPABILITY || !matches!(kind, COMMON | NOTIFY | ISR | DEVICE) {
                 continue;
             }
             let slot = &mut found[kind as usize];
@@ -112,7 +137,7 @@ impl Transport {
                 notify_step = function.read32(at + 16);
             }
         }
-        let [_, common, notify, _, device] = found;
+        let [_, common, notify, why, device] = found;
         let common = common.filter(|c| c.len() >= common::LEN)?;
         let status = Status(common.part(common::STATUS, 1));
         Some(Transport {
@@ -123,7 +148,10 @@ impl Transport {
             notify: notify?,
             notify_step,
             device: device?,
-            msix: function.msix()?,
+            calls: match function.msix() {
+                Some(msix) => Calls::Messages(msix),
+                None => Calls::Line(why?),
+            },
         })
     }
 
@@ -157,7 +185,9 @@ impl Transport {
             self.status(FAILED);
             return None;
         }
-        self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
+        if let Calls::Messages(_) = self.calls {
+            self.common.write16(common::CONFIG_VECTOR, NO_VECTOR);
+        }
         self.dma = match agreed & ACCESS_PLATFORM {
             0 => Dma::past(self.function),
             _ => Dma::of(self.function)?,
@@ -171,7 +201,10 @@ impl Transport {
     }
 
     pub fn queues(&self) -> u16 {
-        self.common.read16(common::NUM_QUEUES)
+        match self.calls {
+            Calls::Messages(_) => self.common.read16(common::NUM_QUEUES),
+            Calls::Line(_) => 1,
+        }
     }
 
     /// Sets queue `n` up; its interrupts go to `cpu`, and `judge` says what they mean. It stays.
@@ -193,10 +226,21 @@ impl Transport {
         let page = ring.page;
         let queue: &'static Queue =
             Box::leak(Box::new(Slots::new(self.control, ring, Ends::default())));
-        self.msix.route(n, cpu, irq::vector(queue)?)?;
-        c.write16(common::QUEUE_VECTOR, n);
-        if c.read16(common::QUEUE_VECTOR) != n {
-            return None;
+        match &self.calls {
+            Calls::Messages(msix) => {
+                msix.route(n, cpu, irq::vector(queue)?)?;
+                c.write16(common::QUEUE_VECTOR, n);
+                if c.read16(common::QUEUE_VECTOR) != n {
+                    return None;
+                }
+            }
+            Calls::Line(why) => {
+                let why = why.part(0, 1);
+                irq::wire(
+                    self.function.line()?,
+                    Box::leak(Box::new(OnLine { why, queue })),
+                )?;
+            }
         }
         c.write_halves(common::QUEUE_DESC, page);
         c.write_halves(common::QUEUE_DRIVER, page + AVAIL);
