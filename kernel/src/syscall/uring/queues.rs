@@ -210,20 +210,32 @@ impl Queues {
         self.complete(&mut inner, user_data, result);
         inner.posted += 1;
         let posted = inner.posted;
-        while let Some(i) = inner.timeouts.iter().position(|t| t.counted(posted)) {
-            let t = inner.timeouts.swap_remove(i);
-            self.complete(&mut inner, t.user_data, 0);
-        }
+        self.end_timeouts(&mut inner, 0, |t| t.counted(posted));
         drop(inner);
         self.announce();
     }
 
-    /// Moves what waits in the backlog to where there is room now.
+    /// Ends the timeouts that are over, each looked at once: a program has many.
+    fn end_timeouts(&self, inner: &mut Inner, result: i32, over: impl Fn(&Timeout) -> bool) {
+        let mut i = 0;
+        while let Some(t) = inner.timeouts.get(i) {
+            if over(t) {
+                let t = inner.timeouts.swap_remove(i);
+                self.complete(inner, t.user_data, result);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    /// Moves what waits in the backlog to where there is room now. Who waits for the ring may have slept through what was
+    /// there before.
     pub fn flush(&self) {
         if !self.is_overflown() {
             return;
         }
         let mut inner = self.inner.lock();
+        let before = self.cq_tail.load(Relaxed);
         while self.room()
             && let Some(cqe) = inner.backlog.pop_front()
         {
@@ -233,6 +245,11 @@ impl Queues {
             self.overflown.store(false, SeqCst);
             let flags = self.rings.word(at::SQ_FLAGS);
             flags.fetch_and(!sys::IORING_SQ_CQ_OVERFLOW, SeqCst);
+        }
+        let moved = self.cq_tail.load(Relaxed) != before;
+        drop(inner);
+        if moved {
+            self.announce();
         }
     }
 
@@ -301,10 +318,7 @@ impl Queues {
             return;
         }
         let mut inner = self.inner.lock();
-        while let Some(i) = inner.timeouts.iter().position(|t| t.deadline <= now) {
-            let t = inner.timeouts.swap_remove(i);
-            self.complete(&mut inner, t.user_data, -Errno::ETIME.raw());
-        }
+        self.end_timeouts(&mut inner, -Errno::ETIME.raw(), |t| t.deadline <= now);
         let next = inner.timeouts.iter().map(|t| t.deadline).min();
         self.due.store(next.unwrap_or(u64::MAX), SeqCst);
         drop(inner);

@@ -342,7 +342,7 @@ impl Ring {
             queues
                 .waiters
                 .wait_while(Sleep::Interruptible, deadline, || {
-                    queues.unread() < least && queues.calls() == calls
+                    queues.unread() < least && queues.calls() == calls && !queues.is_overflown()
                 })
                 .map_err(|e| match e {
                     WaitError::Timeout => Errno::ETIME,
