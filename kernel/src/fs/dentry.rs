@@ -2,7 +2,7 @@
 //!
 //! A dentry keeps its inode and its parent alive; a parent knows its children weakly, so the set of dentries is
 //! exactly what open files, working directories and mounts need, and there is at most one for a name.
-//! Protocol: a name is looked up, made, taken away or moved while the names of its directory are held ([`Names`]; of
+//! Protocol: a name is looked up, made, taken away or moved while the names of its directory are held (`Names`; of
 //! both directories, the lower address first, for a move), together with the file system's own change.
 //! So a lookup can never put back a name that is just going. Names are held by the `children` lock or, where the
 //! file system sleeps, by `busy`, and `children` is taken for each look at the table. What is unhooked is dropped

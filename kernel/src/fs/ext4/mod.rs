@@ -5,7 +5,7 @@
 //! where a file's bytes are · `node` inodes and directories ·
 //! `data` open files.
 //!
-//! `rsext4` needs more stack than a thread has and one caller at a time: [`Fs::with`] takes the mount's lock and calls it on
+//! `rsext4` needs more stack than a thread has and one caller at a time: `Fs::with` takes the mount's lock and calls it on
 //! the mount's own stack. Lock order, outermost first: dentry `busy` → a node's `io` → page cache (resize, a folio) → a
 //! file's `blocks` → the mount → its table of nodes. Nobody touches user memory below `blocks`.
 //!
