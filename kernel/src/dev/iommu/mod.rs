@@ -60,19 +60,20 @@ fn units() -> &'static [Known] {
     UNITS.get().map_or(&[], Vec::as_slice)
 }
 
-/// The unit that translates a function's addresses.
+/// The unit that translates a function's addresses. `None`: there is none, or the one that does is left off.
 fn unit_of(function: Function) -> Option<&'static Unit> {
-    let named = |(said, _): &&Known| {
+    let named = |said: &dmar::Unit| {
         said.scopes().any(|scope| {
             Function::at(scope.bus, scope.path).is_some_and(|at| {
                 at == function || scope.bridge && function.above().any(|bridge| bridge == at)
             })
         })
     };
-    let all_others = |(said, _): &&Known| said.all_others;
-    let known = units().iter().find(named);
-    let known = known.or_else(|| units().iter().find(all_others));
-    known.map(|&(_, unit)| unit)
+    let all_others = |said: &dmar::Unit| said.all_others;
+    let said = dmar::units().find(named);
+    let said = said.or_else(|| dmar::units().find(all_others))?;
+    let on = |(known, _): &&Known| known.registers == said.registers;
+    units().iter().find(on).map(|&(_, unit)| unit)
 }
 
 /// A function's way to memory.
