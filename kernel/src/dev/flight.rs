@@ -1,7 +1,7 @@
 //! Transfers that end by themselves.
 //!
 //! A [`Request`] owns the pins of its memory. Whoever has it answers for the device: the one who makes it, the driver from
-//! [`Disk::begin`] until the device has said that it is done (or has been reset), then its disk's [`Landing`]. The interrupt handler only
+//! `Disk::begin` until the device has said that it is done (or has been reset), then its disk's [`Landing`]. The interrupt handler only
 //! moves it there, for unpinning may free pages, under locks that the interrupted thread may hold; the disk's own thread lets go of the
 //! pages and then tells the [`Job`] that the request is a part of. So who hears that a job is over finds no pin of it.
 //!
