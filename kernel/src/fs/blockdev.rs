@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
 use super::attr::{major, minor};
-use super::content::Content;
+use super::content::{Content, pages_of};
 use super::file::File;
 use super::inode::{FileOps, Mappable, Object};
 use super::iobuf::{Front, IoBuf};
@@ -171,8 +171,8 @@ impl Cache {
     pub fn changed(&self, range: Range<u64>) {
         let _copies = self.copies.write();
         if let Some(object) = self.used() {
-            let end = range.end.div_ceil(PAGE_SIZE);
-            object.invalidate(&mut can_wait(), range.start / PAGE_SIZE, end);
+            let (first, end) = pages_of(&range);
+            object.invalidate(&mut can_wait(), first, end);
         }
     }
 }
@@ -297,9 +297,7 @@ impl Device {
 
     /// What is dirty of `range` is on the disk: a direct transfer follows.
     fn settle(&self, range: Range<u64>) -> Result<(), Errno> {
-        let end = range.end.div_ceil(PAGE_SIZE);
-        let cache = self.content.object();
-        cache.write_back(&mut can_wait(), range.start / PAGE_SIZE, end)
+        self.content.write_back(range)
     }
 
     fn changed(&self, range: Range<u64>) {
@@ -308,7 +306,7 @@ impl Device {
 
     fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
         let done = self.content.read(buf, pos)?;
-        COPIED.fetch_add(done as u64, Ordering::Relaxed);
+        copied(done);
         Ok(done)
     }
 
@@ -350,9 +348,9 @@ impl FileOps for Device {
             done
         } else {
             let _copies = self.known.cache.copies.read();
-            self.content.write(buf, pos, false, true).inspect(|done| {
-                COPIED.fetch_add(*done as u64, Ordering::Relaxed);
-            })
+            self.content
+                .write(buf, pos, false, true)
+                .inspect(|&done| copied(done))
         }?;
         if file.flags() & sys::O_DSYNC != 0 {
             self.fsync()?;
@@ -411,15 +409,7 @@ impl FileOps for Device {
     }
 
     fn advise(&self, range: Range<u64>, needed: bool) {
-        let cache = self.content.object();
-        if needed {
-            let end = range.end.div_ceil(PAGE_SIZE);
-            cache.read_ahead(&mut can_wait(), range.start / PAGE_SIZE, end);
-        } else {
-            // Whole pages, as Linux: others may hold what somebody still needs.
-            let first = range.start.div_ceil(PAGE_SIZE);
-            cache.forget(&mut can_wait(), first, range.end / PAGE_SIZE);
-        }
+        self.content.advise(range, needed);
     }
 
     fn ioctl(&self, file: &File, cmd: u32, arg: u64) -> SysResult {

@@ -6,6 +6,7 @@
 //! writing never needs it.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 
 use super::caller;
 use super::inode::Object;
@@ -45,6 +46,11 @@ pub struct Content {
 
 fn offset_in_page(pos: u64) -> usize {
     (pos % PAGE_SIZE) as usize
+}
+
+/// The pages in which these bytes are: the first, and the one after the last.
+pub fn pages_of(range: &Range<u64>) -> (u64, u64) {
+    (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE))
 }
 
 impl Content {
@@ -277,6 +283,31 @@ impl Content {
         match resizing {
             true => self.object.write_page(index),
             false => self.object.get_or_create(index),
+        }
+    }
+
+    /// What is dirty of `range` is written to where it came from. Errors as [`mm::object::FileObject::write_back`].
+    pub fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
+        let (first, end) = pages_of(&range);
+        self.object.write_back(&mut can_wait(), first, end)
+    }
+
+    /// The bytes of `range` are others now where they came from. The caller keeps away who copies into cached pages.
+    pub fn invalidate(&self, range: Range<u64>) {
+        let (first, end) = pages_of(&range);
+        self.object.invalidate(&mut can_wait(), first, end);
+    }
+
+    /// `range` will be `needed`, or not again.
+    pub fn advise(&self, range: Range<u64>, needed: bool) {
+        if needed {
+            let (first, end) = pages_of(&range);
+            self.object.read_ahead(&mut can_wait(), first, end);
+        } else {
+            // Whole pages, as Linux: others may hold what somebody still needs.
+            let first = range.start.div_ceil(PAGE_SIZE);
+            self.object
+                .forget(&mut can_wait(), first, range.end / PAGE_SIZE);
         }
     }
 

@@ -22,27 +22,7 @@ use crate::fs::iobuf::{Front, IoBuf};
 use crate::fs::mapped;
 use crate::task::space::can_wait;
 
-/// The pages that bytes of a file lie in.
-fn pages_of(range: &Range<u64>) -> (u64, u64) {
-    (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE))
-}
-
 impl Regular {
-    fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
-        let (first, end) = pages_of(&range);
-        self.content
-            .object()
-            .write_back(&mut can_wait(), first, end)
-    }
-
-    /// Direct writes have come past the cache. The caller holds `io` alone.
-    fn changed(&self, range: Range<u64>) {
-        let (first, end) = pages_of(&range);
-        self.content
-            .object()
-            .invalidate(&mut can_wait(), first, end);
-    }
-
     /// Straight from the disk into the caller's pages, which it is the caller's affair to have aligned. Holes are zeroes.
     fn read_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
         let bytes = &self.bytes;
@@ -145,8 +125,8 @@ impl Regular {
         let start = *pos;
         let n = self.content.write(buf, pos, false, true)?;
         copied(n);
-        self.write_back(start..*pos)?;
-        self.changed(start..*pos);
+        self.content.write_back(start..*pos)?;
+        self.content.invalidate(start..*pos);
         Ok(n)
     }
 }
@@ -163,7 +143,7 @@ impl Node {
     /// Dirty pages and times are on the disk.
     pub(super) fn write_all(&self) -> Result<(), Errno> {
         let written = match &self.body {
-            Body::File(file) => file.write_back(0..!(PAGE_SIZE - 1)),
+            Body::File(file) => file.content.write_back(0..!(PAGE_SIZE - 1)),
             _ => Ok(()),
         };
         written.and(self.write_times())
@@ -230,9 +210,9 @@ impl Node {
         let start = *pos;
         let end = limit.min(start.saturating_add(buf.left() as u64));
         regular.content.object().clear_tail(start);
-        regular.write_back(start..end)?;
+        regular.content.write_back(start..end)?;
         let done = regular.write_direct(buf, pos, end);
-        regular.changed(start..end);
+        regular.content.invalidate(start..end);
         let done = done?;
         if *pos == end {
             return Ok(done);
@@ -257,7 +237,7 @@ impl FileOps for Node {
                 if *pos >= end {
                     return Ok(0);
                 }
-                regular.write_back(*pos..end)?;
+                regular.content.write_back(*pos..end)?;
                 regular.read_direct(buf, pos, end)?
             }
             false => regular.content.read(buf, pos).inspect(|n| copied(*n))?,
@@ -306,7 +286,7 @@ impl FileOps for Node {
         if pos >= size {
             return Err(Errno::ENXIO);
         }
-        file.write_back(pos..size)?;
+        file.content.write_back(pos..size)?;
         let _blocks = file.bytes.blocks.read();
         let mut at = pos;
         while at < size {
@@ -354,7 +334,7 @@ impl FileOps for Node {
         file.bytes.operate(offset, end, what)?;
         if hole {
             // A mapping may have had pages read in before the disk's were gone.
-            file.changed(offset..end);
+            file.content.invalidate(offset..end);
         }
         if grows {
             object.clear_tail(end);
@@ -375,19 +355,13 @@ impl FileOps for Node {
     }
 
     fn write_back(&self, range: Range<u64>) -> Result<(), Errno> {
-        self.file().map_or(Ok(()), |file| file.write_back(range))
+        self.file()
+            .map_or(Ok(()), |file| file.content.write_back(range))
     }
 
     fn advise(&self, range: Range<u64>, needed: bool) {
-        let Ok(file) = self.file() else { return };
-        let object = file.content.object();
-        if needed {
-            let (first, end) = pages_of(&range);
-            object.read_ahead(&mut can_wait(), first, end);
-        } else {
-            // Whole pages, as Linux: others may hold what somebody still needs.
-            let first = range.start.div_ceil(PAGE_SIZE);
-            object.forget(&mut can_wait(), first, range.end / PAGE_SIZE);
+        if let Ok(file) = self.file() {
+            file.content.advise(range, needed);
         }
     }
 }

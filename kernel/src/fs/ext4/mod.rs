@@ -96,6 +96,10 @@ impl Clock for Now {
 /// The file systems in use: what is mounted twice is one.
 static MOUNTED: Mutex<Vec<Weak<Fs>>> = Mutex::new(Vec::new());
 
+fn all_mounted() -> Vec<Arc<Fs>> {
+    MOUNTED.lock().iter().filter_map(Weak::upgrade).collect()
+}
+
 /// The root of the file system on a disk. `EINVAL`: none that we know; `EUCLEAN`: a broken one; `EIO`, `ENOMEM`; `EBUSY`:
 /// mounted already, the other way; `EACCES`: a read-only disk.
 pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
@@ -432,16 +436,14 @@ pub fn settle() {
 /// Everything that is mounted is on its disk; errors are for who asks for one file system (`syncfs`).
 pub fn sync() {
     settle();
-    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
-    for fs in mounted {
+    for fs in all_mounted() {
         let _ = fs.sync();
     }
 }
 
 /// What file systems have changed since their journals were committed is on their disks.
 pub fn commit() {
-    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
-    for fs in mounted {
+    for fs in all_mounted() {
         let _ = fs.write_times();
         if fs.changes.load(Ordering::Relaxed) > 0 {
             let _ = fs.commit();
@@ -452,8 +454,7 @@ pub fn commit() {
 /// Before the machine is switched off: what is still mounted is written and left clean, and answers `EIO` from then on.
 pub fn shut_down() {
     settle();
-    let mounted: Vec<_> = MOUNTED.lock().iter().filter_map(Weak::upgrade).collect();
-    for fs in mounted {
+    for fs in all_mounted() {
         let _ = fs.sync();
         let core = fs.core.lock().take();
         if let Some(core) = core {
