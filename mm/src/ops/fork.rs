@@ -170,10 +170,9 @@ impl<H: Hw> Copy<'_, H> {
         let hw = self.hw;
         let (mut special, mut file) = (0, 0);
         let base = src.base();
-        let (at, given) = src.copy_each(dst, range, |i, old| {
-            let old = self.vma.believed(base + ((i as u64) << PAGE_SHIFT), old);
-            if old.is_counted() {
-                let folio = Folio::new(hw, old.pfn());
+        let (at, given) = src.copy_each(dst, range, |i, mut old| {
+            let behind = self.vma.folio(base + ((i as u64) << PAGE_SHIFT), old);
+            if let Ok(folio) = behind {
                 let d = folio.desc();
                 if !folio.is_anon() {
                     file += 1;
@@ -196,7 +195,10 @@ impl<H: Hw> Copy<'_, H> {
                 point(hw, Point::ForkShare);
                 d.get();
                 d.map_inc();
-            } else if old.special() {
+            } else if let Err(bare) = behind
+                && bare.special()
+            {
+                old = bare;
                 special += 1;
             } else {
                 return CopyStep::Skip; // swap and migration entries: with reclaim; bad ones never

@@ -12,7 +12,7 @@ use super::flags::VmaFlags;
 use super::vma::Vma;
 use crate::addr::Pfn;
 use crate::hw::Warning;
-use crate::phys::Hw;
+use crate::phys::{Folio, Hw};
 use crate::race::planted;
 use crate::table::Pte;
 use crate::table::pte::bit;
@@ -25,6 +25,19 @@ impl<H: Hw> Vma<H> {
             return e;
         }
         self.odd(va, e)
+    }
+
+    /// The folio behind it; `Err`: what the rest may make of it, which is not counted.
+    #[inline(always)]
+    pub fn folio(&self, va: u64, e: Pte) -> Result<Folio<H>, Pte> {
+        let hw = self.space().hw();
+        match e.folio(hw) {
+            Some(folio) if !planted(13) => Ok(folio),
+            _ => {
+                let odd = self.odd(va, e);
+                odd.folio(hw).ok_or(odd)
+            }
+        }
     }
 
     /// Whether a row of bare frames that began with the VMA would show `pfn` at `va`. True of every bare frame of a private
