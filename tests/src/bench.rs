@@ -77,22 +77,24 @@ fn count(program: PathBuf) -> Result<String> {
     Ok(text)
 }
 
-/// The rows that Linux has, in its order.
-fn baseline() -> Result<Vec<(String, f64)>> {
-    let path = crate::root().join("tests/bench/linux-6.12.tsv");
+/// The rows that Linux has in a file of `tests/bench`, in its order, and what is said of each.
+fn baseline<const N: usize>(file: &str) -> Result<Vec<(String, [f64; N])>> {
+    let path = crate::root().join("tests/bench").join(file);
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let rows = text
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| {
-            let (name, value) = line.split_once('\t')?;
-            Some((name.to_string(), value.trim().parse().ok()?))
+            let mut words = line.split('\t');
+            let name = words.next()?.to_string();
+            let figures: Vec<f64> = words.map_while(|word| word.trim().parse().ok()).collect();
+            Some((name, figures.try_into().ok()?))
         });
     Ok(rows.collect())
 }
 
 fn report() -> Result<bool> {
-    let linux = baseline()?;
+    let linux = baseline("linux-6.12.tsv")?;
     let bench = tool("bench", &["-static"])?;
     let first = tool("first", &["-static", "-nostdlib"])?;
     let boot = count(first)?;
@@ -119,7 +121,7 @@ fn report() -> Result<bool> {
         "{:28} {:>10} {:>10} {:>7}",
         "guest instructions", "Pinfold", "Linux 6.12", "ratio"
     );
-    for (name, theirs) in &linux {
+    for (name, [theirs]) in &linux {
         match ours.get(name.as_str()) {
             Some(Some(value)) => {
                 let ratio = value / theirs;

@@ -4,7 +4,7 @@
 //! the guest executes, and a halted CPU executes none. `bench/disk.c` does each row in rounds; the least round is the figure.
 //! Linux runs the same program on the same images in the same machine.
 
-use super::tool;
+use super::{baseline, tool};
 use crate::build::{self, Result};
 use launcher::archive::Archive;
 use launcher::{Config, GuestFile, Mode};
@@ -53,13 +53,9 @@ fn images() -> Result<[PathBuf; 2]> {
         File::create(&ext4)
     };
     make().map_err(|error| format!("an image: {error}"))?;
-    let words = ["-q", "-F", "-b", "4096", "-d"];
-    let mkfs = match Path::new("/usr/sbin/mkfs.ext4").exists() {
-        true => "/usr/sbin/mkfs.ext4",
-        false => "mkfs.ext4",
-    };
-    let mut mkfs = Command::new(mkfs);
-    build::run(mkfs.args(words).args([&files, &ext4]).arg("128M"))?;
+    let (from, to) = (text(&files), text(&ext4));
+    let words = ["-q", "-F", "-b", "4096", "-d", &from, &to, "128M"];
+    crate::ext4::tool("mkfs.ext4", &words)?;
     Ok([raw, ext4])
 }
 
@@ -114,23 +110,19 @@ fn ours(disk: PathBuf) -> Result<Vec<(String, u64)>> {
     rows(&printed, &marks).map_err(|why| format!("{why}\n{}", outcome.log))
 }
 
-fn baseline() -> PathBuf {
-    crate::root().join("tests/bench/linux-6.1-disks.tsv")
-}
+/// Linux's rows: the least, and what the runs differ by.
+const LINUX: &str = "linux-6.1-disks.tsv";
 
 /// Prints our rows beside Linux's; whether all bars hold.
 pub fn report() -> Result<bool> {
-    let known = fs::read_to_string(baseline()).map_err(|error| error.to_string())?;
+    let linux = baseline(LINUX)?;
     let mut good = true;
     println!(
         "\n{:28} {:>10} {:>10}",
         "outside halt", "Pinfold", "Linux 6.1"
     );
     for (name, cost) in ours(tool("disk", &["-static"])?)? {
-        let words = || known.lines().map(|line| line.split('\t'));
-        let line = words().find_map(|mut w| (w.next() == Some(&name)).then_some(w));
-        let line: Vec<f64> = line.into_iter().flatten().flat_map(str::parse).collect();
-        let [theirs, spread] = line[..] else {
+        let Some((_, [theirs, spread])) = linux.iter().find(|(row, _)| *row == name) else {
             return Err(format!("Linux has no row {name}: make bench-linux"));
         };
         let ratio = cost as f64 / theirs;
@@ -139,7 +131,7 @@ pub fn report() -> Result<bool> {
         good &= !over;
         let mark = if over { "  over the bar" } else { "" };
         print!("{name:28} {cost:>10} {theirs:>10} {ratio:>7.3}{mark}");
-        match spread > 2.0 {
+        match *spread > 2.0 {
             true => println!("  (Linux's runs differ by {spread}%)"),
             false => println!(),
         }
@@ -162,11 +154,10 @@ fn linux() -> Result<(PathBuf, String)> {
             .output()
             .map_err(|error| format!("apt-cache: {error}: this wants Debian"))?;
         let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+        // The last word is the package of today's release.
         let package = depends
             .split_whitespace()
-            .find(|word| word.starts_with("linux-image-") && word.contains("-cloud-"))
-            .filter(|word| *word != "linux-image-cloud-amd64")
-            .or(depends.split_whitespace().last())
+            .last()
             .ok_or("Debian has no package linux-image-cloud-amd64")?;
         let mut get = Command::new("apt-get");
         build::run(get.current_dir(&home).args(["download", "-q", package]))?;
@@ -260,7 +251,8 @@ pub fn measure() -> Result<()> {
         let spread = 100.0 * (*most as f64 / *least as f64 - 1.0);
         let _ = writeln!(file, "{name}\t{least}\t{spread:.1}");
     }
-    fs::write(baseline(), &file).map_err(|error| error.to_string())?;
+    fs::write(crate::root().join("tests/bench").join(LINUX), &file)
+        .map_err(|error| error.to_string())?;
     print!("{file}");
     Ok(())
 }
