@@ -37,10 +37,7 @@ use unit::Unit;
 pub const READS: u64 = 1;
 pub const WRITES: u64 = 2;
 
-/// What the firmware says of a unit, and the unit.
-type Known = (dmar::Unit, &'static Unit);
-
-static UNITS: Once<Vec<Known>> = Once::new();
+static UNITS: Once<Vec<&'static Unit>> = Once::new();
 static DOMAINS: Spin<Vec<&'static Domain>> = Spin::new(Vec::new());
 
 /// Switches the machine's units on, before any device is. Once.
@@ -51,12 +48,12 @@ pub(super) fn start() {
             Some(unit) => crate::info!("iommu: {:#x} is on, {unit}", said.registers),
             None => crate::warn!("iommu: {:#x} is not understood, left off", said.registers),
         }
-        Some((said, unit?))
+        unit
     });
     UNITS.call_once(|| on.collect());
 }
 
-fn units() -> &'static [Known] {
+fn units() -> &'static [&'static Unit] {
     UNITS.get().map_or(&[], Vec::as_slice)
 }
 
@@ -72,8 +69,8 @@ fn unit_of(function: Function) -> Option<&'static Unit> {
     let all_others = |said: &dmar::Unit| said.all_others;
     let said = dmar::units().find(named);
     let said = said.or_else(|| dmar::units().find(all_others))?;
-    let on = |(known, _): &&Known| known.registers == said.registers;
-    units().iter().find(on).map(|&(_, unit)| unit)
+    let mut on = units().iter().copied();
+    on.find(|unit| unit.base == said.registers)
 }
 
 /// A function's way to memory.
@@ -177,14 +174,12 @@ pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
     if units().is_empty() {
         return writeln!(out, "off");
     }
-    for (_, unit) in units() {
+    for unit in units() {
         unit.take_rest();
     }
     let sum = |of: fn(&Unit) -> &AtomicU64| -> u64 {
         let units = units().iter();
-        units
-            .map(|(_, unit)| of(unit).load(Ordering::Relaxed))
-            .sum()
+        units.map(|unit| of(unit).load(Ordering::Relaxed)).sum()
     };
     writeln!(out, "faults {}", sum(|unit| &unit.faults))?;
     writeln!(out, "lost {}", sum(|unit| &unit.lost))?;

@@ -90,6 +90,8 @@ struct Told {
 }
 
 pub(super) struct Unit {
+    /// Where its registers are.
+    pub(super) base: u64,
     registers: Registers,
     cap: u64,
     coherent: bool,
@@ -126,6 +128,7 @@ impl Unit {
         // Three levels of tables reach 39 bits, four 48.
         let levels = [4, 3].into_iter().find(|n| cap >> (8 + n - 2) & 1 != 0)?;
         let unit: &'static Unit = Box::leak(Box::new(Unit {
+            base,
             registers,
             cap,
             coherent: ecap & COHERENT != 0,
