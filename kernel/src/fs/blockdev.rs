@@ -72,21 +72,15 @@ pub fn report(out: &mut dyn fmt::Write) -> fmt::Result {
 /// Opens the disk of a node.
 pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
     let known = block::known(major(rdev), minor(rdev)).ok_or(Errno::ENXIO)?;
-    let disk = known.disk;
-    if disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
+    if known.disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }
     let content = Content::of_disk(known.cache.object());
-    Ok(Arc::new(Device {
-        known,
-        disk,
-        content,
-    }))
+    Ok(Arc::new(Device { known, content }))
 }
 
 struct Device {
     known: Known,
-    disk: &'static dyn Disk,
     content: Content,
 }
 
@@ -198,7 +192,7 @@ pub fn sync() {
 
 impl Device {
     fn bytes(&self) -> u64 {
-        self.disk.sectors() * SECTOR
+        self.known.disk.sectors() * SECTOR
     }
 
     /// How much of `buf` lies on the disk.
@@ -215,7 +209,7 @@ impl Device {
         len: usize,
         step: impl Fn(Front<'_>, u64, u64) -> Result<SysResult, Errno>,
     ) -> SysResult {
-        let mask = u64::from(self.disk.block()) - 1;
+        let mask = u64::from(self.known.disk.block()) - 1;
         // As Linux, whose disks take any memory that begins on a sector.
         if *pos & mask != 0 || !buf.is_aligned(mask) {
             return Err(Errno::EINVAL);
@@ -241,7 +235,7 @@ impl Device {
 
     /// One transfer from or to what is in front; at most `most` bytes.
     fn piece(&self, front: Front<'_>, pos: u64, most: u64, way: Way) -> Result<SysResult, Errno> {
-        let unit = u64::from(self.disk.block());
+        let unit = u64::from(self.known.disk.block());
         let slots = &mut [PageSlot::EMPTY; PIECES];
         match way {
             Way::Fill => {
@@ -258,7 +252,7 @@ impl Device {
     }
 
     fn transfer(&self, pos: u64, memory: &Memory<'_>) -> SysResult {
-        self.disk.transfer(pos / SECTOR, memory)?;
+        self.known.disk.transfer(pos / SECTOR, memory)?;
         let n = memory.bytes() as usize;
         moved(n);
         Ok(n)
@@ -273,7 +267,7 @@ impl Device {
         way: Way,
         job: &Arc<Job>,
     ) -> Result<SysResult, Errno> {
-        let (sector, unit) = (pos / SECTOR, u64::from(self.disk.block()));
+        let (sector, unit) = (pos / SECTOR, u64::from(self.known.disk.block()));
         let known = self.known;
         let (request, len) = match (front, way) {
             (Front::User(span), Way::Fill) => {
@@ -291,7 +285,7 @@ impl Device {
                 (Request::lent(known, job, sector, span, way, len), len)
             }
         };
-        self.disk.begin(request.ok_or(Errno::EFAULT)?);
+        self.known.disk.begin(request.ok_or(Errno::EFAULT)?);
         Ok(Ok(len as usize))
     }
 
@@ -413,14 +407,14 @@ impl FileOps for Device {
     }
 
     fn ioctl(&self, file: &File, cmd: u32, arg: u64) -> SysResult {
-        let block = self.disk.block();
+        let block = self.known.disk.block();
         match cmd {
             BLKGETSIZE64 => put_user(arg, &self.bytes())?,
-            BLKGETSIZE => put_user(arg, &self.disk.sectors())?,
+            BLKGETSIZE => put_user(arg, &self.known.disk.sectors())?,
             BLKSSZGET | BLKPBSZGET | BLKIOMIN => put_user(arg, &block)?,
             BLKBSZGET => put_user(arg, &(PAGE_SIZE as u32))?,
             BLKIOOPT | BLKALIGNOFF => put_user(arg, &0u32)?,
-            BLKROGET => put_user(arg, &u32::from(self.disk.read_only()))?,
+            BLKROGET => put_user(arg, &u32::from(self.known.disk.read_only()))?,
             BLKFLSBUF => {
                 self.fsync()?;
                 self.changed(0..self.bytes());
@@ -435,7 +429,7 @@ impl FileOps for Device {
                     return Err(Errno::EINVAL);
                 }
                 self.settle(start..start + len)?;
-                let gone = self.disk.discard(start / SECTOR, len / SECTOR);
+                let gone = self.known.disk.discard(start / SECTOR, len / SECTOR);
                 self.changed(start..start + len);
                 gone?;
             }
