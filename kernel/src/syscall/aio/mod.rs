@@ -13,7 +13,7 @@ use linux_raw_sys::general as sys;
 
 use super::Handler;
 use super::args::{self, MAX_RW, check_range, deadline_in, offset};
-use super::file::vector_flags;
+use super::file::{RWF_SYNCED, vector_flags};
 use super::poll::with_mask;
 use crate::SysResult;
 use crate::arch::TrapFrame;
@@ -238,7 +238,7 @@ fn transfer(file: &File, f: &Fields, write: bool, job: &Arc<Job>) -> Result<(), 
         IoBuf::user(f.buf, (f.bytes as usize).min(MAX_RW))
     };
     let pos = offset(f.offset)?;
-    let sync = write && f.rw_flags & (sys::RWF_DSYNC | sys::RWF_SYNC) != 0;
+    let sync = write && f.rw_flags & RWF_SYNCED != 0;
     let begun = match sync {
         true => None,
         false => file.ops().begin(file, &mut buf, pos, write, job),

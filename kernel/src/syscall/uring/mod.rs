@@ -9,7 +9,7 @@
 //! for the ring next and has that address space runs it. A request stays called until it is attempted again, so nobody takes
 //! the call from him whom it is for: other processes may have the ring, too.
 //! What a file can do by itself (`FileOps::begin`: a disk that was opened with O_DIRECT) is begun at submission, and its
-//! completion is posted when the device has done it, by the thread `disks`; the file and the queues last until then, the ring
+//! completion is posted when the device has done it, by the disk's thread; the file and the queues last until then, the ring
 //! and the program need not.
 //! There are no worker threads: other files of disks are waited for, and a program that only looks at the completion queue, and never at that flag (liburing
 //! does), does not see parked requests end.
