@@ -78,6 +78,12 @@ fn frames(lab: &Lab, byte: u8) -> mm::phys::Frame<mm::phys::Owned> {
     frames
 }
 
+/// Frees them, and nothing is left.
+fn done_with(lab: Lab, f: mm::phys::Frame<mm::phys::Owned>) {
+    lab.sim.phys().free(lab.sim, f);
+    lab.done();
+}
+
 fn poke(lab: &Lab, pfn: Pfn, byte: u8) {
     // SAFETY: a frame of the tests' machine, atomics to everybody.
     unsafe { lab.sim.frame_ptr(pfn).write_volatile(byte) };
@@ -162,8 +168,7 @@ fn pfn_2_a_shared_window_counts_nothing() {
     lab.exit(child);
     lab.exit(s);
     assert_eq!(refs(&lab, f.pfn()), before);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-3, PFN-6, BUG-35: the window shows another process's page, which looks just like one of our own: anonymous, exclusive.
@@ -323,8 +328,7 @@ fn bug_27_a_copy_that_was_raced() {
             assert_eq!((peek(&lab, one), peek(&lab, two)), (50, 51));
         }
         lab.exit(s);
-        lab.sim.phys().free(lab.sim, f);
-        lab.done();
+        done_with(lab, f);
     }
 }
 
@@ -378,8 +382,7 @@ fn pfn_9_a_window_is_all_there_is() {
     let end = map_at(&lab, s, 200, 2, R, SHARED, Pfn((1 << 40) - 1));
     assert_eq!(end, Err(Errno::EINVAL));
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-2: no frame for a table, or for a copy: nothing stays.
@@ -403,8 +406,7 @@ fn a_window_without_memory() {
         }
     }
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-2, PFN-3, PFN-12: what an entry says about caching survives every change of rights, a move and a fork; the private copy is
@@ -454,8 +456,7 @@ fn pfn_2_a_device_is_never_cached() {
             lab.exit(s);
         }
     }
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 fn mm_exec() -> u32 {
@@ -517,8 +518,7 @@ fn pfn_12_the_pieces_of_a_window() {
     assert_eq!(refs(&lab, f.pfn()), before);
     assert_eq!((peek(&lab, f.pfn()), lab.sim.phys().bad_entries()), (1, 0));
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-5: a driver takes its memory back from everybody who maps it: bare frames and pages go, and what was copied of them; what
@@ -554,8 +554,7 @@ fn pfn_5_a_driver_takes_its_memory_back() {
         lab.exit(child);
         lab.exit(s);
     }
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-9: an entry that a driver took away leaves a hole, which nothing fills: neither a page of zeroes nor one of the empty object.
@@ -581,8 +580,7 @@ fn pfn_9_a_hole_stays_a_hole() {
         lab.exit(child);
         lab.exit(s);
     }
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// POP-3, POP-4: a driver's memory is never locked nor counted as such, however it is asked; but the limit is asked first.
@@ -640,8 +638,7 @@ fn a_window_is_not_locked() {
         lab.unmap(s, own, 1);
     }
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 fn mixed_at(
@@ -780,8 +777,7 @@ fn pfn_10_a_ring_and_its_doorbell() {
         assert_eq!(lab.sim.phys().bad_entries(), 0);
         drop(ring);
     }
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// What a driver may not show, and what a program gets of it then: no mapping at all.
@@ -858,8 +854,7 @@ fn pfn_7_only_the_program_itself_can_copy() {
     assert_eq!(lab.dma_read(got.pages()[0]), 5);
     drop(got);
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// What was reported since the last time, each of `va`.
@@ -967,8 +962,7 @@ fn pfn_8_a_frame_that_nobody_mapped() {
         assert_eq!(reported(&lab, va, raw(1)), wrong, "zap");
     }
     lab.exit(s);
-    lab.sim.phys().free(lab.sim, f);
-    lab.done();
+    done_with(lab, f);
 }
 
 /// PFN-8, WALK-2: bits of no kind: the access is SIGBUS and not tried for ever, `gup` is refused, a child does not get them, and
