@@ -4,8 +4,8 @@ mod common;
 mod lab;
 
 use common::{BASE, P, R, W, frames_free};
-use lab::{ANON, Lab, PRIVATE, SHARED, Space, Sure};
-use mm::gup::{self, GupFlags, HeldPages, PageSlot, PinnedPages, Read, Write};
+use lab::{ANON, Lab, NONE, PRIVATE, Pins, SHARED, Space, Sure, slots};
+use mm::gup::{self, GupFlags, HeldPages, PageSlot, Read, Write};
 use mm::hw::{Cpu, Warning};
 use mm::ops;
 use mm::phys::{Folio, Hw, Use};
@@ -17,14 +17,9 @@ use mm::{Errno, Pfn, USER_END};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-const NONE: GupFlags = GupFlags::empty();
 const WRITE: GupFlags = GupFlags::WRITE;
 
-fn slots(n: usize) -> Vec<PageSlot> {
-    vec![PageSlot::EMPTY; n]
-}
 type Held = HeldPages<Machine, Vec<PageSlot>>;
-type Pins<A> = PinnedPages<Machine, A, Vec<PageSlot>>;
 
 /// What is mapped, and nothing else: interrupts off by the caller.
 fn only(lab: &Lab, s: Space, va: u64, n: usize, flags: GupFlags) -> Result<Held, Errno> {

@@ -4,16 +4,14 @@ mod common;
 mod lab;
 
 use common::{BASE, P, R, W, X};
-use lab::{ANON, Lab, PRIVATE, SHARED};
+use lab::{ANON, Lab, NONE, PRIVATE, SHARED, slots};
 use mm::fault::fixup::fixup_user_fault;
-use mm::gup::{self, GupFlags, PageSlot, Read, Write};
+use mm::gup::{self, PageSlot, Read, Write};
 use mm::hw::Cpu;
 use mm::ops::prefault;
 use mm::phys::Hw;
 use mm::sim::Config;
 use mm::{Errno, USER_END};
-
-const NONE: GupFlags = GupFlags::empty();
 
 fn movable() -> Lab {
     Lab::with(Config {
@@ -35,8 +33,7 @@ fn lt_3_all_may_stay_or_none_is_pinned() {
         // Faulted in for the pin: unmovable, and found so again.
         for _ in 0..2 {
             let wait = &mut lab.sim.can_wait();
-            let pins =
-                gup::pin_longterm::<Write, _, _>(s, wait, va, NONE, vec![PageSlot::EMPTY; 3]);
+            let pins = gup::pin_longterm::<Write, _, _>(s, wait, va, NONE, slots(3));
             let pins = pins.unwrap();
             assert_eq!((pins.len(), lab.pins()), (3, 3));
             pins.unpin();
@@ -51,7 +48,7 @@ fn lt_3_all_may_stay_or_none_is_pinned() {
         assert_eq!(lab.pins(), 0);
         let now = lab.refs(PageSlot::new(mm::Pfn(5)));
         assert_eq!(now, before, "not ours to release");
-        let r = gup::pin_longterm::<Read, _, _>(s, wait, va, NONE, vec![PageSlot::EMPTY; 3]);
+        let r = gup::pin_longterm::<Read, _, _>(s, wait, va, NONE, slots(3));
         assert_eq!(r.unwrap().len(), 3);
         lab.done();
     }

@@ -4,21 +4,13 @@ mod common;
 mod lab;
 
 use common::{P, R, W, X};
-use lab::{ANON, Lab, PRIVATE, SHARED, Space};
+use lab::{ANON, Lab, NONE, PRIVATE, Pins, SHARED, Space, slots};
 use mm::Errno;
-use mm::gup::{self, GupFlags, PageSlot, PinnedPages, Read, Write};
+use mm::gup::{self, GupFlags, PageSlot, Read, Write};
 use mm::hw::Warning;
 use mm::ops::{self, access};
 use mm::phys::Hw;
 use mm::sim::Machine;
-
-const NONE: GupFlags = GupFlags::empty();
-
-fn slots(n: usize) -> Vec<PageSlot> {
-    vec![PageSlot::EMPTY; n]
-}
-
-type Pins<A> = PinnedPages<Machine, A, Vec<PageSlot>>;
 
 fn pin<A: gup::Access>(
     lab: &Lab,

@@ -6,9 +6,9 @@ mod common;
 mod lab;
 
 use common::{BASE, P, R, W, frames_free, new_space, switch_away, switch_to, trap};
-use lab::{ANON, FIXED};
+use lab::{ANON, FIXED, Pins};
 use mm::fault::FaultResult;
-use mm::gup::{self, GupFlags, PageSlot, PinnedPages, Read, Write};
+use mm::gup::{self, GupFlags, PageSlot, Read, Write};
 use mm::ops::{self, MmapArgs, access};
 use mm::phys::Hw;
 use mm::sim::mmu::Want;
@@ -21,8 +21,6 @@ const CPUS: usize = 4;
 const ROUNDS: u32 = 6000;
 /// Pages of each thread; the regions lie side by side across a table's end.
 const OWN: u64 = 24;
-
-type Pins<A> = PinnedPages<Machine, A, Vec<PageSlot>>;
 
 /// A pin that is kept for a while, and what it is of.
 struct Kept {

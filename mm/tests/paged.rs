@@ -4,21 +4,19 @@
 mod common;
 mod lab;
 
-use common::{P, R, W, trap};
-use lab::{ANON, Lab, PRIVATE, SHARED, Space};
+use common::{P, R, W};
+use lab::{ANON, Lab, MAJOR, MINOR, Once, PRIVATE, SHARED, Space, slots};
 use linux_raw_sys::general as sys;
 use mm::fault::FaultResult;
-use mm::gup::{self, GupFlags, PageSlot, PinnedPages, Read, Write};
+use mm::gup::{self, GupFlags, PinnedPages, Read, Write};
 use mm::object::{CacheError, FileObject, Source, Unfilled};
 use mm::ops;
 use mm::phys::Hw;
 use mm::sim::Machine;
-use mm::sim::mmu::{PageFault, Want};
+use mm::sim::mmu::Want;
 use mm::{CanWait, Errno};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-
-type Hook = Box<dyn FnOnce(&mut CanWait<Machine>) + Send>;
 
 /// A disk whose page `i` begins with the byte `i + version`.
 #[derive(Default)]
@@ -29,7 +27,7 @@ struct Disk {
     bad: Option<u64>,
     reads: Mutex<Vec<(u64, usize)>>,
     /// Happens once, after the next read has been answered and before its pages are in the cache.
-    late: Mutex<Option<Hook>>,
+    late: Once,
 }
 
 struct Reader(Machine, Arc<Disk>);
@@ -51,10 +49,7 @@ impl Source<Machine> for Reader {
             // SAFETY: a frame of this machine that nobody else has.
             unsafe { sim.frame_ptr(pfn).write_volatile(byte) };
         }
-        let late = disk.late.lock().unwrap().take();
-        if let Some(hook) = late {
-            hook(wait);
-        }
+        disk.late.run(wait);
         Ok(())
     }
 }
@@ -62,9 +57,6 @@ impl Source<Machine> for Reader {
 impl Disk {
     fn reads(&self) -> Vec<(u64, usize)> {
         std::mem::take(&mut *self.reads.lock().unwrap())
-    }
-    fn late(&self, hook: impl FnOnce(&mut CanWait<Machine>) + Send + 'static) {
-        *self.late.lock().unwrap() = Some(Box::new(hook));
     }
 }
 
@@ -90,19 +82,6 @@ fn map(
     lab.map_file(s, 0, pages, prot, flags, Some(file))
 }
 
-fn touch(lab: &Lab, s: Space, va: u64, want: Want) -> FaultResult {
-    let fault = PageFault {
-        va,
-        want,
-        present: false,
-        key: false,
-    };
-    trap(lab.sim, s, fault)
-}
-
-const MAJOR: FaultResult = FaultResult::Done { major: true };
-const MINOR: FaultResult = FaultResult::Done { major: false };
-
 /// FAULT-5: the first touch reads a window, the access comes again and finds the page.
 #[test]
 fn fault_5_a_window_is_read_once() {
@@ -114,20 +93,20 @@ fn fault_5_a_window_is_read_once() {
     (0..50).for_each(|i| lab.store(s, used + i * P + 9, 0x77));
     lab.unmap(s, used, 50);
     let va = map(&lab, s, 50, R, SHARED, &file);
-    assert_eq!(touch(&lab, s, va + 5 * P, Want::Read), MAJOR);
+    assert_eq!(lab.fault(s, va + 5 * P, Want::Read, false), MAJOR);
     assert_eq!(disk.reads(), [(5, 11)], "to the window's end");
-    assert_eq!(touch(&lab, s, va + 5 * P, Want::Read), MINOR);
+    assert_eq!(lab.fault(s, va + 5 * P, Want::Read, false), MINOR);
     for i in 5..16 {
         assert_eq!(lab.load(s, va + i * P), Some(i as u8));
     }
     assert_eq!(disk.reads(), [], "they were there");
-    assert_eq!(touch(&lab, s, va + 3 * P, Want::Read), MAJOR);
+    assert_eq!(lab.fault(s, va + 3 * P, Want::Read, false), MAJOR);
     assert_eq!(disk.reads(), [(3, 2)], "what is missing");
     // The last page, and what lies past it.
-    assert_eq!(touch(&lab, s, va + 39 * P, Want::Read), MAJOR);
+    assert_eq!(lab.fault(s, va + 39 * P, Want::Read, false), MAJOR);
     assert_eq!(disk.reads(), [(39, 1)]);
     assert_eq!(lab.load(s, va + 39 * P + 9), Some(0), "after the end");
-    let past = touch(&lab, s, va + 40 * P, Want::Read);
+    let past = lab.fault(s, va + 40 * P, Want::Read, false);
     assert_eq!(past, FaultResult::Bus { code: 2 });
     assert!(matches!(file.get_or_create(20), Err(CacheError::Absent)));
     assert_eq!(file.page_in(&mut lab.sim.can_wait(), 40), Ok(()));
@@ -143,7 +122,7 @@ fn pfn_11_a_private_write_copies_what_was_read_in() {
     let (disk, file) = file(&lab, 4 * P);
     let s = lab.space();
     let va = map(&lab, s, 4, R | W, PRIVATE, &file);
-    assert_eq!(touch(&lab, s, va + 2 * P + 7, Want::Write), MAJOR);
+    assert_eq!(lab.fault(s, va + 2 * P + 7, Want::Write, false), MAJOR);
     lab.store(s, va + 2 * P + 7, 99);
     assert_eq!(lab.load(s, va + 2 * P), Some(2), "the rest of the page");
     assert_eq!(disk.reads(), [(2, 2)]);
@@ -160,10 +139,10 @@ fn fault_7_a_source_that_fails() {
     let va = map(&lab, s, 4, R, SHARED, &file);
     disk.broken.store(true, SeqCst);
     let bus = FaultResult::Bus { code: 2 };
-    assert_eq!(touch(&lab, s, va, Want::Read), bus);
+    assert_eq!(lab.fault(s, va, Want::Read, false), bus);
     let wait = &mut lab.sim.can_wait();
     let none = GupFlags::empty();
-    let slots = vec![PageSlot::EMPTY; 2];
+    let slots = slots(2);
     let held = gup::get_user_pages_remote(s, wait, va, none, slots);
     assert_eq!(held.err(), Some(Errno::EFAULT));
     let populate = ops::madvise(s, wait, va, 4 * P, sys::MADV_POPULATE_READ);
@@ -206,18 +185,18 @@ fn fault_3_nowait_does_not_read() {
     let (disk, file) = file(&lab, 64 * P);
     let s = lab.space();
     let va = map(&lab, s, 64, R, SHARED, &file);
-    assert_eq!(touch(&lab, s, va, Want::Read), MAJOR);
+    assert_eq!(lab.fault(s, va, Want::Read, false), MAJOR);
     disk.reads();
     let wait = &mut lab.sim.can_wait();
     let get = |wait: &mut _, va, n, flags| {
-        let slots = vec![PageSlot::EMPTY; n];
+        let slots = slots(n);
         gup::get_user_pages_remote(s, wait, va, flags, slots).map(|held| held.len())
     };
     let nowait = GupFlags::NOWAIT;
     assert_eq!(get(wait, va + 14 * P, 4, nowait), Ok(2));
     assert_eq!(get(wait, va + 20 * P, 4, nowait), Ok(0), "0 is no error");
     let guard = s.mmap_read(wait);
-    let slots = vec![PageSlot::EMPTY; 4];
+    let slots = slots(4);
     let none = GupFlags::empty();
     let held = gup::get_user_pages(&guard, s, &lab.sim.can_wait(), va + 14 * P, none, slots);
     assert_eq!(held.map(|h| h.len()), Ok(2));
@@ -237,13 +216,13 @@ fn lock_5_the_mapping_changes_while_the_page_is_read() {
     let s = lab.space();
     let none = GupFlags::empty();
     let pin = |va| {
-        let slots = vec![PageSlot::EMPTY; 1];
+        let slots = slots(1);
         let wait = &mut lab.sim.can_wait();
         gup::pin_user_pages_remote::<Write, _, _>(s, wait, va, none, slots)
     };
     let va = map(&lab, s, 4, R | W, PRIVATE, &file);
     // Another mapping in its place.
-    disk.late(move |wait| {
+    disk.late.set(move |wait| {
         ops::munmap(s, wait, va, 4 * P).unwrap();
         let args = ops::MmapArgs {
             addr: va,
@@ -259,14 +238,16 @@ fn lock_5_the_mapping_changes_while_the_page_is_read() {
     assert!(lab.folio(pins.pages()[0].pfn()).is_anon());
     drop(pins);
     // Nothing in its place.
-    disk.late(move |wait| ops::munmap(s, wait, va, 4 * P).unwrap());
+    disk.late
+        .set(move |wait| ops::munmap(s, wait, va, 4 * P).unwrap());
     let va = map(&lab, s, 4, R | W, PRIVATE, &file);
     file.shrink(&mut lab.sim.can_wait(), true);
     assert_eq!(pin(va).err(), Some(Errno::EFAULT));
     // Write-protected.
     let va = map(&lab, s, 4, R | W, PRIVATE, &file);
     file.shrink(&mut lab.sim.can_wait(), true);
-    disk.late(move |wait| ops::mprotect(s, wait, va, P, R).unwrap());
+    disk.late
+        .set(move |wait| ops::mprotect(s, wait, va, P, R).unwrap());
     assert_eq!(pin(va).err(), Some(Errno::EFAULT));
     drop(file);
     lab.done();
@@ -282,7 +263,7 @@ fn lock_5_retries_until_it_succeeds() {
     let again = |n: usize| {
         fn next(disk: Arc<Disk>, file: Arc<FileObject<Machine>>, n: usize) {
             let (disk2, file2) = (disk.clone(), file.clone());
-            disk.late(move |wait| {
+            disk.late.set(move |wait| {
                 file2.invalidate(wait, 0, 16);
                 if n > 1 {
                     next(disk2, file2, n - 1);
@@ -292,7 +273,7 @@ fn lock_5_retries_until_it_succeeds() {
         next(disk.clone(), file.clone(), n);
     };
     again(4);
-    let slots = vec![PageSlot::EMPTY; 1];
+    let slots = slots(1);
     let wait = &mut lab.sim.can_wait();
     let none = GupFlags::empty();
     let pins: PinnedPages<Machine, Read, _> =
@@ -312,11 +293,11 @@ fn what_was_read_before_a_change_is_not_kept() {
     let s = lab.space();
     let va = map(&lab, s, 64, R, SHARED, &file);
     let (disk2, file2) = (disk.clone(), file.clone());
-    disk.late(move |wait| {
+    disk.late.set(move |wait| {
         disk2.version.store(100, SeqCst);
         file2.invalidate(wait, 3, 4);
     });
-    assert_eq!(touch(&lab, s, va + 3 * P, Want::Read), MAJOR);
+    assert_eq!(lab.fault(s, va + 3 * P, Want::Read, false), MAJOR);
     assert_eq!(lab.load(s, va + 3 * P), Some(103));
     assert_eq!(disk.reads(), [(3, 13), (3, 13)]);
     // Mapped and cached: both forget.
@@ -339,7 +320,7 @@ fn what_can_be_read_again_is_let_go() {
     file.page_in(wait, 0).unwrap();
     file.page_in(wait, 16).unwrap();
     assert_eq!(lab.load(s, va + 20 * P), Some(20)); // and its neighbours
-    let slots = vec![PageSlot::EMPTY; 1];
+    let slots = slots(1);
     let none = GupFlags::empty();
     let pins: PinnedPages<Machine, Read, _> =
         gup::pin_user_pages_remote(s, wait, va + 30 * P, none, slots).unwrap();

@@ -4,23 +4,20 @@ mod common;
 mod lab;
 
 use common::{P, R, W, trap};
-use lab::{Lab, PRIVATE, SHARED, Space};
+use lab::{File, Lab, MAJOR, Once, PRIVATE, SHARED, Space, slots};
 use mm::fault::FaultResult;
-use mm::gup::{self, GupFlags, PageSlot, PinnedPages, Read, Write};
+use mm::gup::{self, GupFlags, PinnedPages, Read, Write};
 use mm::object::cache::Dirty;
 use mm::object::{FileObject, Source, Unfilled};
 use mm::ops;
 use mm::phys::{Hw, dirty_pages};
 use mm::race::Point;
-use mm::sim::mmu::{PageFault, Want};
+use mm::sim::mmu::Want;
 use mm::sim::{Config, Machine};
 use mm::{CanWait, Errno};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-
-type File = Arc<FileObject<Machine>>;
-type Hook = Box<dyn FnOnce(&mut CanWait<Machine>) + Send>;
 
 /// First bytes of pages, and what is to happen.
 #[derive(Default)]
@@ -33,19 +30,12 @@ struct Disk {
     refuses: Mutex<Option<Errno>>,
     breaks: Mutex<Option<Errno>>,
     /// Happens once, while the next read, or write, is on its way.
-    during: Mutex<Option<Hook>>,
+    during: Once,
     /// The same, when the next page is marked.
-    marked: Mutex<Option<Hook>>,
+    marked: Once,
 }
 
 struct Side(Machine, Arc<Disk>);
-
-fn once(hook: &Mutex<Option<Hook>>, wait: &mut CanWait<Machine>) {
-    let hook = hook.lock().unwrap().take();
-    if let Some(hook) = hook {
-        hook(wait);
-    }
-}
 
 impl Source<Machine> for Side {
     fn read(&self, wait: &mut CanWait<Machine>, first: u64, into: &Unfilled) -> Result<(), Errno> {
@@ -55,7 +45,7 @@ impl Source<Machine> for Side {
             // SAFETY: a frame of this machine that nobody else has.
             unsafe { self.0.frame_ptr(pfn).write_volatile(byte.unwrap_or(0)) };
         }
-        once(&self.1.during, wait);
+        self.1.during.run(wait);
         Ok(())
     }
     fn writable(&self) -> bool {
@@ -67,7 +57,7 @@ impl Source<Machine> for Side {
     }
     fn dirtied(&self, _: File) {
         self.1.listed.fetch_add(1, SeqCst);
-        once(&self.1.marked, &mut self.0.can_wait());
+        self.1.marked.run(&mut self.0.can_wait());
     }
     fn write(
         &self,
@@ -77,7 +67,7 @@ impl Source<Machine> for Side {
         len: u64,
     ) -> Result<(), Errno> {
         self.1.writes.lock().unwrap().push((first, len));
-        once(&self.1.during, wait);
+        self.1.during.run(wait);
         if let Some(errno) = *self.1.breaks.lock().unwrap() {
             return Err(errno);
         }
@@ -97,9 +87,6 @@ impl Disk {
     fn writes(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut *self.writes.lock().unwrap())
     }
-    fn during(&self, hook: impl FnOnce(&mut CanWait<Machine>) + Send + 'static) {
-        *self.during.lock().unwrap() = Some(Box::new(hook));
-    }
 }
 
 fn file(lab: &Lab, size: u64) -> (Arc<Disk>, File) {
@@ -112,21 +99,9 @@ fn map(lab: &Lab, s: Space, pages: u64, prot: u32, flags: u32, file: &File) -> u
     lab.map_file(s, 0, pages, prot, flags, Some(file))
 }
 
-fn touch(lab: &Lab, s: Space, va: u64, want: Want, present: bool) -> FaultResult {
-    let fault = PageFault {
-        va,
-        want,
-        present,
-        key: false,
-    };
-    trap(lab.sim, s, fault)
-}
-
 fn write_back(lab: &Lab, file: &File) -> Result<(), Errno> {
     file.write_back(&mut lab.sim.can_wait(), 0, u64::MAX)
 }
-
-const MAJOR: FaultResult = FaultResult::Done { major: true };
 
 /// Tests count pages of all machines: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -147,7 +122,7 @@ fn fault_6_a_store_is_announced_and_reaches_the_disk() {
     assert_eq!(lab.load(s, va + 3 * P), Some(0));
     assert_eq!((write_back(&lab, &file), disk.writes()), (Ok(()), vec![]));
     assert_eq!(*disk.prepared.lock().unwrap(), []);
-    assert_eq!(touch(&lab, s, va + 3 * P, Want::Write, true), MAJOR);
+    assert_eq!(lab.fault(s, va + 3 * P, Want::Write, true), MAJOR);
     lab.store(s, va + 3 * P, 7);
     lab.store(s, va + 3 * P, 8);
     lab.store(s, va + 4 * P, 9);
@@ -192,7 +167,7 @@ fn a_store_during_the_write_is_written_next_time() {
     let va = map(&lab, s, 4, R | W, SHARED, &file);
     lab.store(s, va, 1);
     let (sim, space) = (lab.sim, s);
-    disk.during(move |_| {
+    disk.during.set(move |_| {
         let got = sim.access(va, Want::Write, 2, &mut |f| {
             matches!(trap(sim, space, f), FaultResult::Done { .. })
         });
@@ -221,7 +196,7 @@ fn what_makes_a_file_longer_is_written() {
     // As soon as it is marked.
     let target = file.clone();
     let all = move |wait: &mut CanWait<Machine>| target.write_back(wait, 0, u64::MAX).unwrap();
-    *disk.marked.lock().unwrap() = Some(Box::new(all));
+    disk.marked.set(all);
     file.wrote(&page, 100);
     assert_eq!((disk.writes(), disk.has(0)), (vec![(0, 100)], 7));
     // Before it is marked again.
@@ -244,7 +219,7 @@ fn bug_15_a_device_writes_after_the_cleaning() {
     let (disk, file) = file(&lab, 4 * P);
     let s = lab.space();
     let va = map(&lab, s, 4, R | W, SHARED, &file);
-    let slots = vec![PageSlot::EMPTY; 1];
+    let slots = slots(1);
     lab.run(s);
     let wait = &mut lab.sim.can_wait();
     let pins: PinnedPages<Machine, Write, _> =
@@ -275,12 +250,12 @@ fn bug_15_a_pin_goes_during_the_write() {
     let s = lab.space();
     let va = map(&lab, s, 4, R | W, SHARED, &file);
     lab.run(s);
-    let slots = vec![PageSlot::EMPTY; 1];
+    let slots = slots(1);
     let wait = &mut lab.sim.can_wait();
     let pins: PinnedPages<Machine, Write, _> =
         gup::pin_user_pages_fast(s, wait, va + P, GupFlags::empty(), slots).unwrap();
     file.unlist();
-    disk.during(move |_| pins.unpin());
+    disk.during.set(move |_| pins.unpin());
     assert_eq!(write_back(&lab, &file), Ok(()));
     assert_eq!((disk.listed.load(SeqCst), dirty_pages()), (2, 1));
     assert_eq!((write_back(&lab, &file), dirty_pages()), (Ok(()), 0));
@@ -352,7 +327,7 @@ fn vma_13_no_device_writes_it_for_long() {
     let private = lab.map_file(s, 80, 4, R | W, PRIVATE, Some(&file));
     lab.run(s);
     let pin = |va: u64| {
-        let slots = vec![PageSlot::EMPTY; 1];
+        let slots = slots(1);
         let wait = &mut lab.sim.can_wait();
         gup::pin_longterm::<Write, _, _>(s, wait, va, GupFlags::empty(), slots).map(drop)
     };
@@ -364,7 +339,7 @@ fn vma_13_no_device_writes_it_for_long() {
         assert_eq!(pin(va), Err(Errno::EFAULT), "dirty: {dirty}");
     }
     assert_eq!((pin(memory), pin(private)), (Ok(()), Ok(())));
-    let slots = vec![PageSlot::EMPTY; 1];
+    let slots = slots(1);
     let wait = &mut lab.sim.can_wait();
     let read = gup::pin_longterm::<Read, _, _>(s, wait, va, GupFlags::empty(), slots);
     assert!(read.is_ok());
@@ -384,8 +359,8 @@ fn errors_go_to_the_store_or_to_who_asks() {
     *disk.refuses.lock().unwrap() = Some(Errno::ENOSPC);
     let bus = FaultResult::Bus { code: 2 };
     lab.load(s, va);
-    assert_eq!(touch(&lab, s, va, Want::Write, true), bus);
-    let slots = vec![PageSlot::EMPTY; 1];
+    assert_eq!(lab.fault(s, va, Want::Write, true), bus);
+    let slots = slots(1);
     let wait = &mut lab.sim.can_wait();
     let pins = gup::pin_user_pages_fast::<Write, _, _>(s, wait, va, GupFlags::empty(), slots);
     assert!(matches!(pins, Err(Errno::EFAULT)));
@@ -480,7 +455,7 @@ fn what_is_read_during_a_cut_does_not_come_in() {
     let (disk, file) = file(&lab, 4 * P);
     disk.pages.lock().unwrap().insert(2, 99);
     let (cut, store) = (file.clone(), disk.clone());
-    disk.during(move |wait| {
+    disk.during.set(move |wait| {
         cut.set_size(wait, P);
         store.pages.lock().unwrap().clear();
         cut.set_size(wait, 4 * P);
@@ -490,7 +465,7 @@ fn what_is_read_during_a_cut_does_not_come_in() {
     // The same of a hole.
     disk.pages.lock().unwrap().insert(1, 98);
     let (cut, store) = (file.clone(), disk.clone());
-    disk.during(move |wait| {
+    disk.during.set(move |wait| {
         cut.punch_hole(wait, P, 2 * P);
         store.pages.lock().unwrap().clear();
     });

@@ -1,7 +1,7 @@
 //! Files on disks: images that the host makes and checks, and a guest that works on them.
 
 use crate::disks::{Image, Kind, NVME, raw};
-use crate::machines::{Test, Verdict, ensure, exec, find, frames};
+use crate::machines::{Test, Verdict, ensure, exec, find, frames, tests};
 use crate::plug::what_fsync_promised_survives_a_power_cut;
 use crate::{guest_dir, runner};
 use launcher::{Config, Outcome};
@@ -12,14 +12,7 @@ use std::time::Duration;
 
 const MB: u64 = 1 << 20;
 
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => {
-        /// All of them.
-        pub const TESTS: &[Test] = &[$(Test { name: concat!("ext4::", stringify!($name)), run: $name }),*];
-    };
-}
-
-tests![
+tests!["ext4":
     what_fsync_promised_survives_a_power_cut,
     names_on_one_cpu,
     names_on_four_cpus,

@@ -45,14 +45,16 @@ pub struct Test {
     pub run: fn() -> Verdict,
 }
 
+/// The tests of a room, by what they are called in it.
 macro_rules! tests {
-    ($($name:ident),* $(,)?) => {
+    ($room:literal: $($name:ident),* $(,)?) => {
         /// All of them.
-        pub const TESTS: &[Test] = &[$(Test { name: concat!("machine::", stringify!($name)), run: $name }),*];
+        pub const TESTS: &[Test] = &[$(Test { name: concat!($room, "::", stringify!($name)), run: $name }),*];
     };
 }
+pub(crate) use tests;
 
-tests![
+tests!["machine":
     memory_runs_out,
     a_long_storm_on_one_cpu,
     a_long_storm_on_two_cpus,

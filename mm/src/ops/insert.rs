@@ -10,8 +10,7 @@ use crate::addr::page_down;
 use crate::errno::Errno;
 use crate::phys::{FolioRef, Hw};
 use crate::space::{AddressSpace, RssKind, Vma, VmaFlags};
-use crate::table::pte::bit;
-use crate::table::{Caching, LeafBits, MayInstall, PtGuard, Pte};
+use crate::table::{Caching, MayInstall, PtGuard, Pte};
 
 /// What a driver shows at a page.
 #[derive(Clone, Copy)]
@@ -72,7 +71,8 @@ pub fn insert_page<H: Hw, G: MayInstall<H>>(
     Ok(())
 }
 
-/// Maps a bare frame at `va`, which the driver keeps there for as long as anybody may map it.
+/// Maps a bare frame at `va`, which the driver keeps there for as long as anybody may map it. A private copy comes with the
+/// first write: no private VMA gives W to what is not its own.
 pub fn insert_frame<H: Hw, G: MayInstall<H>>(
     space: &AddressSpace<H>,
     permit: &G,
@@ -85,14 +85,6 @@ pub fn insert_frame<H: Hw, G: MayInstall<H>>(
         return Err(Errno::EINVAL);
     }
     let (mut pt, i) = slot(space, permit, vma, va)?;
-    pt.install(i, Pte::raw(pfn, raw_bits(vma), caching));
+    pt.install(i, Pte::raw(pfn, vma.prot_bits(), caching));
     Ok(())
-}
-
-/// Bits of a bare frame's entry: a private copy comes with the first write.
-pub(super) fn raw_bits<H: Hw>(vma: &Vma<H>) -> LeafBits {
-    match vma.flags().contains(VmaFlags::SHARED) {
-        true => vma.prot_bits(),
-        false => LeafBits(vma.prot_bits().0 & !bit::W),
-    }
 }

@@ -1,6 +1,6 @@
 //! mmap: arguments to a new VMA.
 
-use super::insert::{Shown, insert_frame, insert_page, raw_bits};
+use super::insert::{Shown, insert_frame, insert_page};
 use super::{limits, mlock, munmap, populate};
 use crate::addr::{
     MMAP_MIN_ADDR, PAGE_SHIFT, PAGE_SIZE, Pfn, USER_END, UserRange, page_down, page_up,
@@ -401,7 +401,7 @@ fn fill_raw<H: Hw>(
     caching: Caching,
 ) -> Result<(), Errno> {
     let vma = guard.find(range.start()).ok_or(Errno::EFAULT)?;
-    let bits = raw_bits(vma);
+    let bits = vma.prot_bits();
     for piece in super::tables(range) {
         let mut pt = space.tables.pte_table_alloc(piece.start(), guard)?;
         let at = (piece.start() - range.start()) >> PAGE_SHIFT;

@@ -142,7 +142,8 @@ fn zap<H: Hw>(
                 batch.note(va - PAGE_SIZE, va);
                 continue;
             }
-            let folio = Folio::new(hw, pte.pfn());
+            // A driver's may be a later page of a large folio: mapped by itself, referenced as a whole.
+            let (page, folio) = (Folio::new(hw, pte.pfn()), Folio::of_page(hw, pte.pfn()));
             let is_anon = folio.is_anon();
             if is_anon && copies == Copies::Keep {
                 continue;
@@ -159,9 +160,9 @@ fn zap<H: Hw>(
             if old.mlocked() {
                 folio.munlock();
             }
-            folio.desc().map_dec();
+            page.desc().map_dec();
             batch.note(va - PAGE_SIZE, va);
-            batch.retire_folio(old.pfn());
+            batch.retire_folio(folio.pfn());
         }
         drop(table);
         space.add_rss(vma.file_rss(), -file);

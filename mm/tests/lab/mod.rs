@@ -4,14 +4,15 @@
 use crate::common::{BASE, P, frames_free, new_space, switch_away, switch_to, trap};
 use linux_raw_sys::general as sys;
 use mm::fault::FaultResult;
-use mm::gup::PageSlot;
+use mm::gup::{GupFlags, PageSlot, PinnedPages};
 use mm::object::FileObject;
 use mm::ops::{self, FileMap, MmapArgs};
 use mm::phys::{Folio, Hw};
-use mm::sim::mmu::Want;
+use mm::sim::mmu::{PageFault, Want};
 use mm::sim::{Config, Machine, Sim};
-use mm::table::{MayInstall, StableVma};
-use mm::{AddressSpace, Pfn};
+use mm::space::VmaFlags;
+use mm::table::{MayInstall, Pte, PteState, StableVma, walk};
+use mm::{AddressSpace, CanWait, Pfn};
 use std::sync::{Arc, Mutex};
 
 /// A process: alive until `Lab::exit` or `Lab::done`, whatever the test keeps.
@@ -21,6 +22,35 @@ pub const FIXED: u32 = sys::MAP_FIXED;
 pub const PRIVATE: u32 = sys::MAP_PRIVATE;
 pub const SHARED: u32 = sys::MAP_SHARED;
 pub const ANON: u32 = sys::MAP_PRIVATE | sys::MAP_ANONYMOUS;
+pub const NONE: GupFlags = GupFlags::empty();
+/// What comes of a fault.
+pub const MINOR: FaultResult = FaultResult::Done { major: false };
+pub const MAJOR: FaultResult = FaultResult::Done { major: true };
+pub const BUS: FaultResult = FaultResult::Bus { code: 2 };
+
+pub type Pins<A> = PinnedPages<Machine, A, Vec<PageSlot>>;
+
+pub fn slots(n: usize) -> Vec<PageSlot> {
+    vec![PageSlot::EMPTY; n]
+}
+
+type Hook = Box<dyn FnOnce(&mut CanWait<Machine>) + Send>;
+
+/// Something that happens once, when a disk comes to it.
+#[derive(Default)]
+pub struct Once(Mutex<Option<Hook>>);
+
+impl Once {
+    pub fn set(&self, hook: impl FnOnce(&mut CanWait<Machine>) + Send + 'static) {
+        *self.0.lock().unwrap() = Some(Box::new(hook));
+    }
+    pub fn run(&self, wait: &mut CanWait<Machine>) {
+        let hook = self.0.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook(wait);
+        }
+    }
+}
 
 /// The bug that this run shall have (`catches`).
 pub fn plant() {
@@ -175,14 +205,45 @@ impl Lab {
             self.store(s, va + i * P, byte.wrapping_add(i as u8));
         }
     }
+    /// A fault as the machine would report it, without an access.
+    pub fn fault(&self, s: Space, va: u64, want: Want, present: bool) -> FaultResult {
+        let fault = PageFault {
+            va,
+            want,
+            present,
+            key: false,
+        };
+        self.run(s);
+        trap(self.sim, s, fault)
+    }
+    /// The entry of `va`.
+    pub fn entry(&self, s: Space, va: u64) -> Pte {
+        let guard = s.mmap_read(&mut self.sim.can_wait());
+        match walk::lookup(self.sim, s.tables.root(), va, &guard).1 {
+            PteState::Leaf(entry) => entry,
+            PteState::Absent => Pte::EMPTY,
+            other => panic!("{other:?}"),
+        }
+    }
+    pub fn vma_flags(&self, s: Space, va: u64) -> VmaFlags {
+        let guard = s.mmap_read(&mut self.sim.can_wait());
+        guard.find(va).unwrap().flags()
+    }
+    /// The first byte of a frame, as whoever owns it writes it.
+    pub fn poke(&self, pfn: Pfn, byte: u8) {
+        // SAFETY: the tests' machine; its frames are atomics to everybody.
+        unsafe { self.sim.frame_ptr(pfn).write_volatile(byte) };
+    }
+    pub fn peek(&self, pfn: Pfn) -> u8 {
+        // SAFETY: as above.
+        unsafe { self.sim.frame_ptr(pfn).read_volatile() }
+    }
     /// A device writes a byte of a page.
     pub fn dma_write(&self, page: PageSlot, byte: u8) {
-        // SAFETY: the tests' machine; its frames are atomics to everybody.
-        unsafe { self.sim.frame_ptr(page.pfn()).write_volatile(byte) };
+        self.poke(page.pfn(), byte);
     }
     pub fn dma_read(&self, page: PageSlot) -> u8 {
-        // SAFETY: as above.
-        unsafe { self.sim.frame_ptr(page.pfn()).read_volatile() }
+        self.peek(page.pfn())
     }
     pub fn refs(&self, page: PageSlot) -> i32 {
         self.folio(page.pfn()).desc().ref_count()

@@ -1,0 +1,167 @@
+//! Entries that cannot be (SPEC section 6): whoever meets one reports it, touches nothing behind it, and goes on.
+
+mod bare;
+mod common;
+mod lab;
+
+use bare::{NOWHERE, done_with, frames, map, plant_entry};
+use common::{BASE, P, R, W};
+use lab::{ANON, BUS, Lab, MINOR, NONE, PRIVATE, SHARED, slots};
+use linux_raw_sys::general as sys;
+use mm::gup;
+use mm::hw::Warning;
+use mm::ops;
+use mm::phys::Hw;
+use mm::sim::mmu::Want;
+use mm::table::pte::bit;
+use mm::table::{Caching, LeafBits, Pte};
+use mm::{Errno, Pfn};
+
+/// What was reported since the last time, each of `va`.
+fn reported(lab: &Lab, va: u64, e: Pte) -> usize {
+    let all = lab.sim.warnings();
+    for w in &all {
+        let Warning::BadEntry {
+            va: at,
+            entry,
+            start,
+            ..
+        } = *w
+        else {
+            panic!("{w:?}");
+        };
+        assert_eq!((at, Pte(entry), start), (va, e, BASE));
+    }
+    all.len()
+}
+
+/// PFN-1, PFN-8: an entry of a frame that has no descriptor, in an ordinary mapping. Nobody looks for one: each who meets it says
+/// so and goes on as if nothing was counted there.
+#[test]
+fn pfn_8_an_entry_that_leads_nowhere() {
+    let shared = SHARED | sys::MAP_ANONYMOUS;
+    for (kind, marks) in [(ANON, 0), (ANON, bit::MLOCKED), (shared, 0)] {
+        let lab = Lab::new();
+        let (s, wait) = (lab.space(), &mut lab.sim.can_wait());
+        let va = lab.map(s, 0, 3, R | W, kind);
+        lab.store_each(s, va, 3, 1);
+        let at = va + P;
+        lab.dontneed(s, at, 1);
+        let rss = s.rss_total();
+        let bad = Pte::leaf(Pfn(NOWHERE), LeafBits::user(true, false, false));
+        plant_entry(&lab, s, at, bad.with(marks | bit::SOFT_DIRTY));
+        let bad = lab.entry(s, at);
+        let read = gup::get_user_pages_remote(s, wait, at, NONE, slots(1));
+        assert_eq!(read.err(), Some(Errno::EEXIST));
+        assert_eq!(reported(&lab, at, bad), 1, "gup");
+        if kind == ANON {
+            assert_eq!(lab.fault(s, at, Want::Write, true), BUS);
+            assert!(reported(&lab, at, bad) > 0, "a write");
+        }
+        // Who has nothing to ask of a page passes.
+        lab.protect(s, va, 3, R);
+        lab.protect(s, va, 3, R | W);
+        ops::mlock(s, wait, va, P, sys::MLOCK_ONFAULT).unwrap();
+        ops::mlock(s, wait, at, P, sys::MLOCK_ONFAULT).unwrap();
+        ops::munlock(s, wait, va, 2 * P).unwrap();
+        let bad = lab.entry(s, at);
+        assert_eq!(bad.pfn(), Pfn(NOWHERE));
+        let child = lab.fork(s);
+        // A child looks at what its parent cannot find again.
+        let seen = usize::from(kind == ANON);
+        assert_eq!(reported(&lab, at, bad), seen, "fork");
+        assert_eq!(lab.load(child, va + 2 * P), Some(3));
+        if kind == ANON {
+            assert!(lab.entry(child, at).special(), "nobody believes it twice");
+        }
+        lab.exit(child);
+        lab.sim.warnings();
+        let bad = lab.entry(s, at);
+        let met = lab.sim.phys().bad_entries();
+        lab.unmap(s, va, 3);
+        assert_eq!(reported(&lab, at, bad), 1, "zap");
+        assert_eq!(lab.sim.phys().bad_entries(), met + 1);
+        assert_eq!((rss, s.rss_total()), (2, 0));
+        lab.done();
+    }
+}
+
+/// PFN-1, PFN-8: a bare frame where no driver has put one, and in a private window one that is not the frame of its page.
+#[test]
+fn pfn_8_a_frame_that_nobody_mapped() {
+    let lab = Lab::new();
+    let f = frames(&lab, 30);
+    let s = lab.space();
+    let raw = |n: u64| {
+        Pte::raw(
+            Pfn(f.pfn().0 + n),
+            LeafBits::user(true, false, false),
+            Caching::Back,
+        )
+    };
+    let va = lab.map(s, 0, 2, R | W, ANON);
+    let zero = lab.load(s, va + P);
+    plant_entry(&lab, s, va, raw(0));
+    lab.unmap(s, va, 2);
+    assert_eq!(
+        (reported(&lab, va, raw(0)), zero),
+        (1, Some(0)),
+        "the zero page may"
+    );
+    // As any special entry it is copied by a write, and counted by nobody.
+    let va = lab.map(s, 0, 1, R | W, ANON);
+    plant_entry(&lab, s, va, raw(0));
+    lab.store(s, va + 1, 3);
+    assert_eq!((lab.load(s, va), reported(&lab, va, raw(0))), (Some(30), 1));
+    lab.unmap(s, va, 1);
+    for (kind, wrong) in [(SHARED, 0), (PRIVATE, 1)] {
+        let va = map(&lab, s, 2, R, kind, f.pfn());
+        plant_entry(&lab, s, va, raw(1));
+        let child = lab.fork(s);
+        assert_eq!(reported(&lab, va, raw(1)), wrong, "fork");
+        lab.exit(child);
+        lab.sim.warnings();
+        lab.unmap(s, va, 2);
+        assert_eq!(reported(&lab, va, raw(1)), wrong, "zap");
+    }
+    lab.exit(s);
+    done_with(lab, f);
+}
+
+/// PFN-8, WALK-2: bits of no kind: the access is SIGBUS and not tried for ever, `gup` is refused, a child does not get them, and
+/// they go with the mapping.
+#[test]
+fn pfn_8_bits_of_no_kind() {
+    let lab = Lab::new();
+    let file = lab.file(4);
+    let s = lab.space();
+    for bad in [Pte(7 << 9), Pte(1 << 63 | 1 << 9), Pte(3 << 9 | 7 << 1)] {
+        for (kind, file) in [(ANON, None), (SHARED, Some(file)), (PRIVATE, Some(file))] {
+            let va = lab.map_file(s, 0, 4, R | W, kind, file);
+            lab.store(s, va + P, 9);
+            plant_entry(&lab, s, va, bad);
+            for want in [Want::Read, Want::Write] {
+                assert_eq!(lab.fault(s, va, want, false), BUS, "{bad:?} {want:?}");
+                assert_eq!(reported(&lab, va, bad), 1);
+            }
+            let wait = &mut lab.sim.can_wait();
+            let got = gup::get_user_pages_remote(s, wait, va, NONE, slots(1));
+            assert_eq!(
+                (got.err(), reported(&lab, va, bad)),
+                (Some(Errno::EFAULT), 1)
+            );
+            lab.protect(s, va, 4, R);
+            assert_eq!(lab.load(s, va + P), Some(9));
+            let child = lab.fork(s);
+            let private = usize::from(kind != SHARED);
+            assert_eq!(reported(&lab, va, bad), private, "fork");
+            let read = lab.fault(child, va, Want::Read, false);
+            assert_eq!(read, MINOR, "the child's is empty");
+            lab.exit(child);
+            lab.unmap(s, va, 4);
+            assert_eq!(reported(&lab, va, bad), 1, "zap");
+            assert_eq!(s.rss_total(), 0);
+        }
+    }
+    lab.done();
+}
