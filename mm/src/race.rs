@@ -58,6 +58,8 @@ points! {
     Writeback "writeback.cleaned",
     /// The slow walk has lost the mmap lock and not taken it again.
     SlowUnlocked "slow.unlocked",
+    /// The last user of a file system is gone, and nobody knows that it is to be unmounted.
+    Unmount "unmount.last",
 }
 
 impl Point {

@@ -3,7 +3,7 @@
 use crate::disks::{Image, Kind, NVME, raw};
 use crate::machines::{Test, Verdict, ensure, exec, find, frames, tests};
 use crate::plug::what_fsync_promised_survives_a_power_cut;
-use crate::{guest_dir, runner};
+use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs;
 use std::path::Path;
@@ -21,6 +21,7 @@ tests!["ext4":
     data_on_four_cpus,
     a_full_disk_says_so_and_goes_on,
     a_read_only_mount_stays_so,
+    a_disk_is_unmounted_before_it_is_mounted_again,
     a_program_runs_from_a_disk,
     processes_share_files_on_two_cpus,
     processes_share_files_on_four_cpus,
@@ -204,6 +205,17 @@ fn a_full_disk_says_so_and_goes_on() -> Verdict {
 
 fn a_read_only_mount_stays_so() -> Verdict {
     one("readonly", 2, 64, "4096", Kind::Virtio)
+}
+
+/// Four CPUs: who unmounts stands, who mounts waits.
+fn a_disk_is_unmounted_before_it_is_mounted_again() -> Verdict {
+    let kernel = build::test_kernel()?;
+    let image = volume("ext4.twice", 64, "4096", seed)?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run(&["twice", "/dev/vda"], 4, &disks, |config| {
+        config.kernel = kernel;
+    })?;
+    checked(&image, &outcome)
 }
 
 fn a_program_runs_from_a_disk() -> Verdict {

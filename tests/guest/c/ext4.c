@@ -262,6 +262,8 @@ static void full(void) {
 static void readonly(void) {
   again();
   CHECK(!umount("/mnt"));
+  // A mount that comes to nothing keeps no disk.
+  CHECK(!close(made("/tmp/plain", O_WRONLY)) && mount(disk, "/tmp/plain", "ext4", 0, "") == -1 && errno == ENOTDIR);
   mounted(disk, "/mnt", MS_RDONLY);
   CHECK(open(M "seed/one", O_RDWR) == -1 && errno == EROFS && open(M "new", O_CREAT | O_WRONLY, 0600) == -1 && errno == EROFS);
   CHECK(unlink(M "seed/one") == -1 && errno == EROFS && mkdir(M "d", 0700) == -1 && errno == EROFS && truncate(M "seed/one", 0) == -1 && errno == EROFS);
@@ -269,6 +271,46 @@ static void readonly(void) {
   int f = open(M "seed/one", O_RDONLY);
   CHECK(f >= 0 && mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0) == MAP_FAILED && errno == EACCES && umount("/mnt") == -1 && errno == EBUSY && !close(f));
   CHECK(mount("/dev/zero", "/tmp", "ext4", 0, "") == -1 && errno == ENOTBLK && mount("/dev/none", "/tmp", "ext4", 0, "") == -1 && errno == ENOENT);
+}
+
+// Between the last user of a file system and the thread that unmounts it: who mounts the disk again waits. The test kernel's
+// /sys/kernel/race makes umount stand there.
+static int race(const char *verb) {
+  char b[64];
+  int r = open("/sys/kernel/race", O_WRONLY), n = snprintf(b, sizeof b, "%s unmount.last", verb);
+  CHECK(r >= 0);
+  int done = write(r, b, n) == n;
+  CHECK(!close(r));
+  return done;
+}
+static int stands(void) { return strstr(get("/sys/kernel/race"), "unmount.last stands\n") != 0; }
+static void twice(void) {
+  char name[40], stat[40], state = 0, *b = anon(PG);
+  int st, raw = open(disk, O_RDONLY | O_DIRECT);
+  CHECK(raw >= 0);
+  for (int i = 0; i < 10; i++) {
+    snprintf(name, sizeof name, M "round%d", i);
+    put(name, "of the first mount");
+    CHECK(race("arm"));
+    pid_t first = fork();
+    if (!first) _exit(umount("/mnt") != 0);
+    while (!stands()) CHECK(!waitpid(first, &st, WNOHANG));
+    pid_t second = fork();
+    if (!second) _exit(mount(disk, "/mnt", "ext4", 0, "") != 0);
+    snprintf(stat, sizeof stat, "/proc/%d/stat", second);
+    // It sleeps, and has not come further when we have read more of the disk than a mount does.
+    int waits = 1;
+    for (int reads = 0; waits && (reads < 500 || state != 'D'); reads++) {
+      waits = pread(raw, b, PG, reads % 500 * PG) == (ssize_t)PG && !waitpid(second, &st, WNOHANG);
+      state = strrchr(get(stat), ')')[2];
+    }
+    CHECK(race("release") && waits && waitpid(first, &st, 0) == first && !st && waitpid(second, &st, 0) == second && !st);
+    CHECK(!strcmp(get(name), "of the first mount"));
+    put(name, "of the second");
+    again();
+    CHECK(!strcmp(get(name), "of the second"));
+  }
+  CHECK(!close(raw));
 }
 
 // A program that lies on the disk.
@@ -503,6 +545,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "data")) data();
   else if (!strcmp(what, "full")) full();
   else if (!strcmp(what, "readonly")) readonly();
+  else if (!strcmp(what, "twice")) twice();
   else if (!strcmp(what, "program")) program();
   else if (!strcmp(what, "copy")) copy(v[3]);
   else if (!strcmp(what, "load")) load(atoi(v[3]));

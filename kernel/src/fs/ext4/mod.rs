@@ -24,6 +24,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use mm::race::{Point, point};
 use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
@@ -38,6 +39,7 @@ use super::blockdev;
 use super::content::MAX_SIZE;
 use super::dentry::Dentry;
 use super::inode::FsStat;
+use crate::arch::X86;
 use crate::dev::block::{Disk, Known, SECTOR};
 use crate::memory::kspace::LargeStack;
 use crate::sync::Mutex;
@@ -57,6 +59,8 @@ const MAGIC: u64 = 0xef53;
 /// A mounted disk.
 pub struct Fs {
     disk: &'static dyn Disk,
+    /// Until it is unmounted.
+    claim: Option<Claim>,
     dev: u64,
     /// Bytes of a block.
     block: u64,
@@ -93,11 +97,61 @@ impl Clock for Now {
     }
 }
 
-/// The file systems in use: what is mounted twice is one.
-static MOUNTED: Mutex<Vec<Weak<Fs>>> = Mutex::new(Vec::new());
+/// A disk in use. It has no `Fs` yet while it is being mounted, and none any more while it is unmounted.
+struct InUse {
+    disk: &'static dyn Disk,
+    fs: Weak<Fs>,
+}
+
+impl InUse {
+    fn is(&self, disk: &'static dyn Disk) -> bool {
+        core::ptr::addr_eq(self.disk, disk)
+    }
+}
+
+/// One entry for a disk: what is mounted twice is one file system.
+static MOUNTED: Spin<Vec<InUse>> = Spin::new(Vec::new());
+/// A disk is mounted, or nobody's any more.
+static DECIDED: WaitQueue = WaitQueue::new();
+
+/// A disk's entry in the table, which goes with it.
+struct Claim(&'static dyn Disk);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        MOUNTED.lock().retain(|entry| !entry.is(self.0));
+        DECIDED.wake_all();
+    }
+}
+
+/// The file system on a disk, if it is mounted; else the disk. Waits for who is mounting it, or unmounting.
+fn claim(disk: &'static dyn Disk) -> Result<Result<Arc<Fs>, Claim>, Errno> {
+    loop {
+        let mut mounted = MOUNTED.lock();
+        match mounted.iter().find(|entry| entry.is(disk)) {
+            Some(entry) => {
+                if let Some(fs) = entry.fs.upgrade() {
+                    return Ok(Ok(fs));
+                }
+            }
+            None => {
+                mounted.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                let fs = Weak::new();
+                mounted.push(InUse { disk, fs });
+                return Ok(Err(Claim(disk)));
+            }
+        }
+        drop(mounted);
+        let _ = DECIDED.wait_while(Sleep::Uninterruptible, None, || {
+            let between = |entry: &InUse| entry.is(disk) && entry.fs.strong_count() == 0;
+            MOUNTED.lock().iter().any(between)
+        });
+    }
+}
 
 fn all_mounted() -> Vec<Arc<Fs>> {
-    MOUNTED.lock().iter().filter_map(Weak::upgrade).collect()
+    let mounted = MOUNTED.lock();
+    mounted.iter().filter_map(|m| m.fs.upgrade()).collect()
 }
 
 /// The root of the file system on a disk. `EINVAL`: none that we know; `EUCLEAN`: a broken one; `EIO`, `ENOMEM`; `EBUSY`:
@@ -108,19 +162,18 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
     }
     // What was mounted before may be on its way out.
     settle();
-    let mut mounted = MOUNTED.lock();
-    let same = |fs: &Arc<Fs>| core::ptr::addr_eq(fs.disk, known.disk);
-    let fs = match mounted.iter().filter_map(Weak::upgrade).find(same) {
-        Some(fs) if fs.read_only == read_only => fs,
-        Some(_) => return Err(Errno::EBUSY),
-        None => {
-            let fs = Fs::new(known, read_only)?;
-            mounted.retain(|fs| fs.strong_count() > 0);
-            mounted.push(Arc::downgrade(&fs));
+    let fs = match claim(known.disk)? {
+        Ok(fs) if fs.read_only == read_only => fs,
+        Ok(_) => return Err(Errno::EBUSY),
+        Err(claim) => {
+            let fs = Fs::new(claim, known, read_only)?;
+            for entry in MOUNTED.lock().iter_mut().filter(|m| m.is(known.disk)) {
+                entry.fs = Arc::downgrade(&fs);
+            }
+            DECIDED.wake_all();
             fs
         }
     };
-    drop(mounted);
     let root = fs.with(|volume| fs.find(volume, volume.root_inode()))?;
     if !root.is_dir() {
         return Err(Errno::EUCLEAN);
@@ -129,7 +182,7 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
 }
 
 impl Fs {
-    fn new(known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
+    fn new(claim: Claim, known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
         start_worker()?;
         blockdev::hand_over(known.disk);
         let lent = Lent::new();
@@ -151,6 +204,7 @@ impl Fs {
             block,
             file_end: (block << 32).saturating_sub(block).min(MAX_SIZE),
             disk: known.disk,
+            claim: Some(claim),
             dev: makedev(known.major, known.minor),
             read_only,
             core: Mutex::new(Some(Core { volume, stack })),
@@ -229,10 +283,13 @@ impl Fs {
         Ok(node)
     }
 
-    /// The one that was used last.
+    /// The one that was used last. Nothing is kept where nothing is mounted: it would keep the file system.
     fn keep(&self, node: &Arc<Node>) {
         let mut gone = None;
         let mut kept = self.kept.lock();
+        if self.mounts.load(Ordering::Acquire) == 0 {
+            return;
+        }
         if kept.back().is_some_and(|last| Arc::ptr_eq(last, node)) {
             return;
         }
@@ -392,8 +449,9 @@ fn sync_volume(volume: &mut Volume) -> Ext4Result<()> {
 
 impl Drop for Fs {
     fn drop(&mut self) {
-        if let Some(core) = self.core.get_mut().take() {
-            later(Work::Unmount(self.disk, core));
+        point(X86, Point::Unmount);
+        if let (Some(core), Some(claim)) = (self.core.get_mut().take(), self.claim.take()) {
+            later(Work::Unmount(claim, core));
         }
     }
 }
@@ -404,7 +462,7 @@ enum Work {
     Free(Arc<Fs>, InodeNumber),
     /// Tell when its content was changed.
     Time(Arc<Fs>, InodeNumber, Stamp),
-    Unmount(&'static dyn Disk, Core),
+    Unmount(Claim, Core),
 }
 
 static WORK: Spin<Vec<Work>> = Spin::new(Vec::new());
@@ -478,7 +536,7 @@ fn worker(_: usize) {
         match work {
             Work::Free(fs, number) => fs.free(number),
             Work::Time(fs, number, mtime) => drop(fs.write_time(number, mtime)),
-            Work::Unmount(disk, core) => unmount(disk, core),
+            Work::Unmount(claim, core) => unmount(claim.0, core),
         }
         if OPEN.fetch_sub(1, Ordering::SeqCst) == 1 {
             IDLE.wake_all();
