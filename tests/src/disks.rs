@@ -282,6 +282,24 @@ pub fn an_nvme_disk_falls_silent_while_all_wait_for_it() -> Verdict {
     silent(NVME)
 }
 
+/// Requests that end only after somebody else's page fault gather until memory is short, and not longer.
+pub fn requests_that_gather_leave_memory() -> Verdict {
+    let image = Image::new("gather")?;
+    let slow = Image::new("gather.slow")?;
+    let outcome = exec(find("aio"), &["gather", "/dev/vda", "/dev/vdb"], |config| {
+        config.smp = 2;
+        config.mem = "96M".into();
+        // What is read at once goes at once; the next takes eight seconds.
+        let throttled = format!("{},readonly=on,throttling.bps-total=8192", raw(&slow.0));
+        config.qemu_args = Kind::Virtio.disk("fast", &raw(&image.0));
+        config
+            .qemu_args
+            .extend(Kind::Virtio.disk("slow", &throttled));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)
+}
+
 /// Asynchronous requests: 32 in flight, while their process forks, ends or runs another program.
 pub(crate) fn requests(program: &str, kind: Kind, cpus: u32, bus: Bus) -> Verdict {
     let [first, second] = kind.names();

@@ -20,8 +20,8 @@ use crate::disks::{
     nvme_disks_on_two_cpus, nvme_requests_on_four_cpus, nvme_requests_on_one_cpu,
     nvme_requests_on_two_cpus, nvme_requests_that_are_not_answered_are_given_up,
     requests_on_four_cpus, requests_on_one_cpu, requests_on_two_cpus,
-    requests_that_are_not_answered_are_given_up, rings_on_four_cpus, rings_on_one_cpu,
-    rings_on_two_cpus,
+    requests_that_are_not_answered_are_given_up, requests_that_gather_leave_memory,
+    rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
 };
 use crate::iommu::{
     a_disk_past_the_iommu_is_told_of, a_stray_transfer_arrives_without_an_iommu,
@@ -94,6 +94,7 @@ tests!["machine":
     requests_on_two_cpus,
     requests_on_four_cpus,
     requests_that_are_not_answered_are_given_up,
+    requests_that_gather_leave_memory,
     rings_on_one_cpu,
     rings_on_two_cpus,
     rings_on_four_cpus,

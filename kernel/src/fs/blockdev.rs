@@ -258,7 +258,8 @@ impl Device {
         Ok(n)
     }
 
-    /// The same, begun as a part of `job`, which is told what comes of it.
+    /// The same, begun as a part of `job`, which is told what comes of it. `EAGAIN`: memory is short, and nobody knows when what has been
+    /// begun will end.
     fn launch(
         &self,
         front: Front<'_>,
@@ -269,6 +270,7 @@ impl Device {
     ) -> Result<SysResult, Errno> {
         let (sector, unit) = (pos / SECTOR, u64::from(self.known.disk.block()));
         let known = self.known;
+        crate::memory::headroom().map_err(|_| Errno::EAGAIN)?;
         let (request, len) = match (front, way) {
             (Front::User(span), Way::Fill) => {
                 let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];

@@ -323,10 +323,45 @@ static void silent(void) {
   CHECK(pins_held() == 0 && fsync(fd) == -1 && errno == EIO);
   say("ok\n");
 }
+// A write to the disk's cache waits for a page of a slow disk. Requests that overwrite the disk directly end after it, so they gather,
+// many for each call: memory gets short, and then no more are taken.
+#define SPANS 1024
+static void gather(const char *disk, const char *slow) {
+  int fd = open(disk, O_RDWR | O_DIRECT), cached = open(disk, O_RDWR), s = open(slow, O_RDONLY);
+  aio_context_t c = 0;
+  CHECK(fd >= 0 && cached >= 0 && s >= 0 && !setup(128, &c));
+  char *p = anon(PG), *far = mmap(0, MB, PROT_READ, MAP_SHARED, s, 0), b;
+  CHECK(far != MAP_FAILED && pread(cached, &b, 1, 60 * MB) == 1);
+  memset(p, 1, PG);
+  struct iovec v[SPANS];
+  for (int i = 0; i < SPANS; i++) v[i] = (struct iovec){p, 512};
+  while (kib("/proc/meminfo", "MemFree:") > 3 * 1024) memset(anon(64 * KB), 1, 64 * KB);
+  // After this the slow disk takes its time.
+  CHECK(pread(s, &b, 1, 0) == 1);
+  pid_t writer = fork();
+  CHECK(writer >= 0);
+  if (!writer) { CHECK(pwrite(cached, far + MB / 2, 1, 60 * MB) == 1); _exit(0); }
+  while (task_state(writer) != 'D') sched_yield();
+  struct iocb w = iocb(IOCB_CMD_PWRITEV, fd, v, SPANS, 0), *l = &w;
+  struct io_event e[128];
+  int n = 0, whole = 0;
+  while (submit(c, 1, &l) == 1) n++;
+  int why = errno;
+  // It still waits.
+  CHECK(waitpid(writer, 0, WNOHANG) == 0 && n < 128 && why == EAGAIN);
+  CHECK(events(c, n, n, e, 0) == n && waitpid(writer, 0, 0) == writer);
+  for (int i = 0; i < n; i++) {
+    CHECK(e[i].res == -EAGAIN || (e[i].res > 0 && e[i].res % 512 == 0));
+    whole += e[i].res == SPANS * 512;
+  }
+  CHECK(whole && pins_held() == 0 && result(c, w) == SPANS * 512);
+  say("ok\n");
+}
 int main(int argc, char **argv) {
   if (argc == 1) facts();
   else if (!strcmp(argv[1], "disk")) disk(argv);
   else if (!strcmp(argv[1], "bad")) bad(argv[2]);
   else if (!strcmp(argv[1], "lost")) lost(argv[2], argv[3]);
   else if (!strcmp(argv[1], "silent")) names[0] = argv[2], names[1] = argv[3], silent();
+  else if (!strcmp(argv[1], "gather")) gather(argv[2], argv[3]);
 }

@@ -130,6 +130,19 @@ __attribute__((unused)) static long kib(const char *file, const char *name) {
   return n;
 }
 
+// What /proc/PID/stat says that it does.
+__attribute__((unused)) static char task_state(pid_t pid) {
+  char name[32], b[256];
+  snprintf(name, sizeof name, "/proc/%d/stat", pid);
+  int fd = open(name, O_RDONLY);
+  ssize_t n = read(fd, b, sizeof b - 1);
+  CHECK(fd >= 0 && n > 0 && !close(fd));
+  b[n] = 0;
+  char *end = strrchr(b, ')');
+  CHECK(end);
+  return end[2];
+}
+
 // --- probes ------------------------------------------------------------------------------------
 static sigjmp_buf probe_jmp __attribute__((unused));
 static siginfo_t probe_info __attribute__((unused));

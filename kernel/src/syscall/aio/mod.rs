@@ -176,7 +176,7 @@ fn submit_one(context: &Arc<Context>, at: u64) -> Result<(), Errno> {
     if w[6] != 0 || (f.bytes as i64) < 0 {
         return Err(Errno::EINVAL);
     }
-    crate::memory::headroom()?;
+    crate::memory::headroom().map_err(|_| Errno::EAGAIN)?;
     context.reserve()?;
     run(context, at, &f).inspect_err(|_| context.withdraw())
 }
