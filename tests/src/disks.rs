@@ -300,6 +300,21 @@ pub fn requests_that_gather_leave_memory() -> Verdict {
     ensure(fine, "not as it should", &outcome)
 }
 
+/// Who must die so that there is memory waits for who needs it.
+pub fn memory_runs_out_under_a_lock() -> Verdict {
+    let slow = Image::new("oom.slow")?;
+    let outcome = exec(find("oom"), &["blocked", "/dev/vda"], |config| {
+        config.smp = 2;
+        config.mem = "96M".into();
+        let throttled = format!("{},readonly=on,throttling.bps-total=8192", raw(&slow.0));
+        config.qemu_args = Kind::Virtio.disk("slow", &throttled);
+    })?;
+    let expected = b"holder: exit 0\nvictim: killed 1 by 9\nwritten: 1024\n";
+    let fine = outcome.status == 0 && outcome.stdout == expected;
+    let told = outcome.log.contains("a victim does not leave");
+    ensure(fine && told, "not as it should", &outcome)
+}
+
 /// Asynchronous requests: 32 in flight, while their process forks, ends or runs another program.
 pub(crate) fn requests(program: &str, kind: Kind, cpus: u32, bus: Bus) -> Verdict {
     let [first, second] = kind.names();

@@ -16,12 +16,12 @@ use crate::disks::{
     an_nvme_disk_that_does_not_answer_is_given_up, dev_mem_shows_devices,
     dev_mem_shows_ram_if_it_may, disks_on_four_cpus, disks_on_one_cpu, disks_on_two_cpus,
     disks_with_interrupt_lines, disks_with_small_queues, edu_copies_while_its_process_forks,
-    edu_is_seen_when_bug_5_is_planted, nvme_disks_on_four_cpus, nvme_disks_on_one_cpu,
-    nvme_disks_on_two_cpus, nvme_requests_on_four_cpus, nvme_requests_on_one_cpu,
-    nvme_requests_on_two_cpus, nvme_requests_that_are_not_answered_are_given_up,
-    requests_on_four_cpus, requests_on_one_cpu, requests_on_two_cpus,
-    requests_that_are_not_answered_are_given_up, requests_that_gather_leave_memory,
-    rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
+    edu_is_seen_when_bug_5_is_planted, memory_runs_out_under_a_lock, nvme_disks_on_four_cpus,
+    nvme_disks_on_one_cpu, nvme_disks_on_two_cpus, nvme_requests_on_four_cpus,
+    nvme_requests_on_one_cpu, nvme_requests_on_two_cpus,
+    nvme_requests_that_are_not_answered_are_given_up, requests_on_four_cpus, requests_on_one_cpu,
+    requests_on_two_cpus, requests_that_are_not_answered_are_given_up,
+    requests_that_gather_leave_memory, rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
 };
 use crate::iommu::{
     a_disk_past_the_iommu_is_told_of, a_stray_transfer_arrives_without_an_iommu,
@@ -56,6 +56,8 @@ pub(crate) use tests;
 
 tests!["machine":
     memory_runs_out,
+    memory_runs_out_in_a_shared_space,
+    memory_runs_out_under_a_lock,
     a_long_storm_on_one_cpu,
     a_long_storm_on_two_cpus,
     a_long_storm_on_four_cpus,
@@ -204,6 +206,15 @@ fn memory_runs_out() -> Verdict {
         "the log does not mention it",
         &outcome,
     )
+}
+
+/// The victim's space is another process's, too.
+fn memory_runs_out_in_a_shared_space() -> Verdict {
+    let outcome = exec(find("oom"), &["shared"], |config| {
+        config.mem = "128M".into();
+    })?;
+    let fine = outcome.stdout == b"both: killed 1 by 9\n64 MiB again\n";
+    ensure(fine && outcome.status == 0, "not as it should", &outcome)
 }
 
 /// Threads that fault, unmap and fork against each other: what they see is right all the way (the program checks), and

@@ -379,6 +379,10 @@ pub(crate) fn resolve<H: Hw, G: MayInstall<H>>(
 /// The access is allowed.
 #[inline(always)]
 fn dispatch<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>, write: bool, present: bool) -> Step {
+    // Under the VMA's lock or the mmap lock: who empties the space has excluded both since it said so.
+    if cx.space.is_doomed() && !cx.vma.flags().contains(VmaFlags::SHARED) {
+        return Err(Stop::Signal(Signal::Unreadable));
+    }
     if present {
         return if write {
             cow::write_protected(cx)

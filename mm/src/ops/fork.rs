@@ -27,6 +27,9 @@ pub fn fork<H: Hw>(
     wait: &mut CanWait<H>,
 ) -> Result<Arc<AddressSpace<H>>, Errno> {
     let from = parent.mmap_write_killable(wait)?;
+    if parent.is_doomed() {
+        return Err(Errno::EINTR);
+    }
     let child = AddressSpace::new_child(parent)?;
     parent.fork_seq.begin();
     let copied = {

@@ -26,6 +26,7 @@ pub mod munmap;
 pub mod pkey;
 pub mod populate;
 pub mod prefault;
+pub mod reap;
 pub(crate) mod zap;
 
 #[cfg(all(test, feature = "sim"))]
@@ -48,6 +49,7 @@ pub use mremap::{MremapArgs, mremap};
 pub use msync::msync;
 pub use munmap::munmap;
 pub use pkey::{Key, exec_only_key, pkey_alloc, pkey_free};
+pub use reap::reap;
 
 use crate::addr::{PAGE_SIZE, PMD_SIZE, USER_END, UserRange, page_up};
 use crate::errno::Errno;

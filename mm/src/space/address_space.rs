@@ -163,6 +163,8 @@ pub struct AddressSpace<H: Hw> {
     /// What `mlockall` adds to the flags of new mappings; changed under the mmap write lock.
     pub(super) def_flags: AtomicU64,
     hiwater_rss: AtomicU64,
+    /// See [`AddressSpace::is_doomed`].
+    doomed: AtomicBool,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -205,6 +207,7 @@ impl<H: Hw> AddressSpace<H> {
             limits,
             def_flags: AtomicU64::new(0),
             hiwater_rss: AtomicU64::new(0),
+            doomed: AtomicBool::new(false),
         }))
     }
 
@@ -262,6 +265,16 @@ impl<H: Hw> AddressSpace<H> {
         if self.tlb.cpus.load() != 0 {
             self.tlb.flush(wait, FlushRange::All);
         }
+    }
+
+    /// What is private in it has been taken away, or is about to be: its faults are refused, and so is fork (`ops::reap`).
+    #[inline]
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.load(Relaxed)
+    }
+    /// Before all locks of the space are taken, after which anything may go.
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Relaxed);
     }
 
     /// Counts resident pages, on this CPU.

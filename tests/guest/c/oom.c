@@ -1,11 +1,71 @@
 // Pinfold only: memory runs out. The process with the largest resident set dies, everybody else goes on.
 #include "t.h"
+#include <sys/uio.h>
 static int st;
 static void hog(int pf) {
   write(pf, "h", 1);
   for (size_t n = 0;; n++) { char *p = mmap(0, 1 * MB, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); if (p == MAP_FAILED) continue; memset(p, n, 1 * MB); }
 }
-int main(void) {
+// One process writes to a file and holds its lock while its bytes are paged in, which needs memory. The largest one, which must die, waits
+// for that lock. It loses its memory where it stands: the first ends its write, then the second leaves, and no zero is in the file.
+static char *bytes;
+static void blocked(const char *disk) {
+  int f = open("oom.file", O_RDWR | O_CREAT | O_TRUNC | O_APPEND, 0600), slow = open(disk, O_RDONLY), go[2], ready[2];
+  char b, *far = mmap(0, MB, PROT_READ, MAP_SHARED, slow, 0);
+  CHECK(f >= 0 && slow >= 0 && far != MAP_FAILED && !pipe(go) && !pipe(ready));
+  pid_t holder = fork();
+  if (!holder) {
+    // Of each page one byte; they come to lie in one.
+    static struct iovec v[1024];
+    char *holes = mmap(0, 1023 * PG, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(holes != MAP_FAILED && read(go[0], &b, 1) == 1);
+    v[0] = (struct iovec){far + MB / 2, 1};
+    for (int i = 1; i < 1024; i++) v[i] = (struct iovec){holes + (i - 1) * PG, 1};
+    CHECK(writev(f, v, 1024) == 1024);
+    _exit(0);
+  }
+  pid_t victim = fork();
+  if (!victim) {
+    bytes = anon(MB);
+    memset(bytes, 'v', MB);
+    while (kib("/proc/meminfo", "MemFree:") > 4 * 1024) memset(anon(64 * KB), 1, 64 * KB);
+    CHECK(write(ready[1], "r", 1) == 1 && read(go[0], &b, 1) == 1);
+    write(f, bytes, MB);
+    for (;;) pause();
+  }
+  // After this the disk takes its time.
+  CHECK(read(ready[0], &b, 1) == 1 && pread(slow, &b, 1, 0) == 1 && write(go[1], "g", 1) == 1);
+  while (task_state(holder) != 'D') sched_yield();
+  CHECK(write(go[1], "g", 1) == 1);
+  while (task_state(victim) != 'D') sched_yield();
+  CHECK(task_state(holder) == 'D');
+  CHECK(waitpid(holder, &st, 0) == holder);
+  say("holder: exit %d\n", WIFEXITED(st) ? WEXITSTATUS(st) : -1);
+  CHECK(waitpid(victim, &st, 0) == victim);
+  say("victim: killed %d by %d\n", WIFSIGNALED(st), WTERMSIG(st));
+  struct stat now;
+  CHECK(!fstat(f, &now));
+  say("written: %ld\n", (long)now.st_size);
+}
+// Two processes in one space: both die, and the memory is back.
+static int hog_in(void *pf) { hog(*(int *)pf); return 0; }
+static void shared(void) {
+  int pf[2];
+  CHECK(!pipe(pf));
+  pid_t c = fork();
+  if (!c) {
+    if (clone(hog_in, anon(MB) + MB, CLONE_VM | SIGCHLD, &pf[1]) < 0) _exit(1);
+    for (;;) pause();
+  }
+  CHECK(waitpid(c, &st, 0) == c);
+  say("both: killed %d by %d\n", WIFSIGNALED(st), WTERMSIG(st));
+  char *p = anon(64 * MB);
+  for (size_t i = 0; i < 64 * MB; i += PG) p[i] = 1;
+  say("64 MiB again\n");
+}
+int main(int argc, char **argv) {
+  if (argc == 3) { blocked(argv[2]); return 0; }
+  if (argc == 2) { shared(); return 0; }
   int pf[2], go[2];
   char b;
   CHECK(!pipe(pf) && !pipe(go));
