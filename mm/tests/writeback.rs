@@ -379,6 +379,32 @@ fn errors_go_to_the_store_or_to_who_asks() {
     lab.done();
 }
 
+/// Where there is no memory for the transfer the disk has not failed: nobody is told, and the pages wait for the next time.
+#[test]
+fn no_memory_to_write_with_loses_nothing() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 3 * P);
+    let s = lab.space();
+    let va = map(&lab, s, 3, R | W, SHARED, &file);
+    (0..3).for_each(|i| lab.store(s, va + i * P, 7 + i as u8));
+    let before = file.failures();
+    file.unlist();
+    *disk.breaks.lock().unwrap() = Some(Errno::ENOMEM);
+    let listed = disk.listed.load(SeqCst);
+    assert_eq!(write_back(&lab, &file), Err(Errno::ENOMEM));
+    assert_eq!(disk.listed.load(SeqCst), listed + 1, "it comes again");
+    assert_eq!((dirty_pages(), file.failures()), (3, before));
+    assert_eq!(file.shrink(&mut lab.sim.can_wait(), true), 0);
+    *disk.breaks.lock().unwrap() = None;
+    disk.writes();
+    assert_eq!(write_back(&lab, &file), Ok(()));
+    assert_eq!(disk.writes(), [(0, 3 * P)]);
+    assert_eq!([0, 1, 2].map(|i| disk.has(i)), [7, 8, 9]);
+    drop(file);
+    lab.done();
+}
+
 /// msync writes what is mapped there, of shared mappings, and nothing else.
 #[test]
 fn msync_writes_what_is_mapped_there() {

@@ -171,16 +171,21 @@ impl Cache {
     }
 }
 
-/// A file system takes the disk over, or gives it back: the disk has what was written to it, and the cache what is on it.
-pub fn hand_over(disk: &'static dyn Disk) {
+/// A file system takes the disk over, or gives it back: the disk has what was written to it, and the cache what is on it. `ENOMEM`: some
+/// of it is still to be written.
+pub fn hand_over(disk: &'static dyn Disk) -> Result<(), Errno> {
     let mut all = (0..).map_while(block::disk);
     let known = all.find(|known| ptr::addr_eq(known.disk, disk));
     if let Some(cache) = known.map(|known| known.cache)
         && let Some(object) = cache.used()
     {
-        let _ = object.write_back(&mut can_wait(), 0, u64::MAX);
+        let written = object.write_back(&mut can_wait(), 0, u64::MAX);
+        if written == Err(Errno::ENOMEM) {
+            return written;
+        }
         cache.changed(0..object.size());
     }
+    Ok(())
 }
 
 /// What was written to disks is on them; errors are for who asks for one disk (`fsync`).

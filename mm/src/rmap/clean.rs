@@ -19,7 +19,8 @@ use crate::wait::CanWait;
 impl<H: Hw> FileObject<H> {
     /// Writes the dirty pages of `first..end` and waits until the source has them. Whoever else was writing some of them
     /// has finished, too. Sleeps; no lock of this crate is held, and none that its [`Source`](crate::object::Source) takes.
-    /// The first error; every one is also noted for those who ask later ([`Self::failures`]).
+    /// The first error; every one is also noted for those who ask later ([`Self::failures`]), but `ENOMEM`: then the pages are
+    /// still dirty.
     pub fn write_back(&self, wait: &mut CanWait<H>, first: u64, end: u64) -> Result<(), Errno> {
         let Some(source) = self.sink() else {
             return Ok(());
@@ -44,16 +45,20 @@ impl<H: Hw> FileObject<H> {
             // Truncation is kept away, and a page that was here lies before the end.
             let len = self.size().saturating_sub(start << PAGE_SHIFT);
             let len = len.min((n as u64) * PAGE_SIZE);
+            let mut written = Ok(());
             if len > 0 {
                 point(hw, Point::Writeback);
-                if let Err(errno) = source.write(wait, start, &run, len) {
-                    self.note_failure(errno);
-                    result = result.and(Err(errno));
-                }
+                written = source.write(wait, start, &run, len);
             }
+            // No memory now, some later: nothing is lost.
+            let stays = written == Err(Errno::ENOMEM);
+            if let (Err(errno), false) = (written, stays) {
+                self.note_failure(errno);
+            }
+            result = result.and(written);
             for page in run.pages.iter().flatten() {
                 // The mark last: who unpins marks first. Whoever did meanwhile has told nobody.
-                if (page.maybe_pinned() || page.is_dirty()) && !planted(15) {
+                if stays || (page.maybe_pinned() || page.is_dirty()) && !planted(15) {
                     self.mark_dirty(page);
                 }
             }

@@ -184,7 +184,7 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
 impl Fs {
     fn new(claim: Claim, known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
         start_worker()?;
-        blockdev::hand_over(known.disk);
+        blockdev::hand_over(known.disk)?;
         let lent = Lent::new();
         let device = Io::new(known.disk, lent.clone())?;
         let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
@@ -556,5 +556,5 @@ fn unmount(disk: &'static dyn Disk, core: Core) {
     if let Err(error) = unmounted {
         crate::warn!("{}: not unmounted cleanly: {}", disk.name(), Said(error));
     }
-    blockdev::hand_over(disk);
+    let _ = blockdev::hand_over(disk);
 }

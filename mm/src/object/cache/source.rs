@@ -31,7 +31,8 @@ pub trait Source<H: Hw>: Send + Sync {
     }
     /// Writes the first `len` bytes of pages from `first` on; `len` ends within the last of them only at the object's end.
     /// `resize` is held for writing: no truncation and no other `write` of the object runs; reads and `prepare` do.
-    /// `EIO`, `ENOSPC`: the pages count as written, and who asks for the object's data (`fsync`) is told once.
+    /// `EIO`, `ENOSPC`: the pages count as written, and who asks for the object's data (`fsync`) is told once. `ENOMEM`: they stay
+    /// dirty.
     fn write(
         &self,
         _wait: &mut CanWait<H>,
