@@ -21,7 +21,7 @@ fn pattern(at: usize) -> u64 {
 pub(crate) struct Image(pub(crate) PathBuf);
 
 impl Image {
-    fn new(name: &str) -> Result<Self, String> {
+    pub(crate) fn new(name: &str) -> Result<Self, String> {
         let path = guest_dir().join(format!("{name}.img"));
         let image = Image(path);
         image.fill().map_err(|error| format!("{name}: {error}"))?;

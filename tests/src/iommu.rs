@@ -1,7 +1,8 @@
 //! Machines with an IOMMU: what works without one works, and what a device was not given it does not reach.
 
-use crate::disks::{EDU, Kind, NVME, disks, edu_says_ok, requests};
+use crate::disks::{EDU, Image, Kind, NVME, disks, edu_says_ok, raw, requests};
 use crate::machines::{Verdict, ensure, exec, find};
+use crate::{diff, ktests};
 use launcher::{Config, Outcome};
 
 /// What is between the devices and memory.
@@ -83,6 +84,26 @@ pub fn rings_behind_an_iommu() -> Verdict {
 
 pub fn edu_behind_an_iommu() -> Verdict {
     edu_says_ok(&[], "", GUARDED)
+}
+
+/// The kernel's own transfers are not refused because there is no memory for a table.
+pub fn a_disk_is_written_without_memory() -> Verdict {
+    let image = Image::new("without.memory")?;
+    let words = "test=a_disk_is_written_without_memory";
+    let ran = ktests::machine_with(1, words, |config| {
+        config.mem = "128M".into();
+        config.qemu_args = Kind::Virtio.disk("d", &raw(&image.0));
+        GUARDED.add(config);
+    })?;
+    let log = ran.log();
+    let texts = [
+        "iommu: 0xfed90000 is on",
+        "ktest a_disk_is_written_without_memory ok",
+    ];
+    match texts.iter().all(|text| log.contains(text)) {
+        true => Ok(()),
+        false => Err(diff::tail(log, 40)),
+    }
 }
 
 /// A device that was told to reach memory that is not its own.

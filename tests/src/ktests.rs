@@ -61,10 +61,20 @@ pub fn run(smp: u32, names: &[String]) -> Result<Ran, String> {
 
 /// Boots a test kernel with these command-line words.
 pub fn machine(smp: u32, words: &str) -> Result<Ran, String> {
+    machine_with(smp, words, |_| {})
+}
+
+/// The same in a machine that has more.
+pub fn machine_with(
+    smp: u32,
+    words: &str,
+    change: impl FnOnce(&mut Config),
+) -> Result<Ran, String> {
     let mut config = Config::new(build::test_kernel()?, Mode::Test);
     config.smp = smp;
     config.cmdline = words.into();
     config.timeout = Some(Duration::from_secs(120));
+    change(&mut config);
     let outcome = launcher::run(&config).map_err(|error| error.to_string())?;
     let mut verdicts = HashMap::new();
     for line in outcome.log.lines() {

@@ -24,10 +24,11 @@ use crate::disks::{
     requests_that_gather_leave_memory, rings_on_four_cpus, rings_on_one_cpu, rings_on_two_cpus,
 };
 use crate::iommu::{
-    a_disk_past_the_iommu_is_told_of, a_stray_transfer_arrives_without_an_iommu,
-    a_stray_transfer_is_refused_on_four_cpus, a_stray_transfer_is_refused_on_one_cpu,
-    a_stray_transfer_is_refused_on_two_cpus, disks_behind_an_iommu_on_four_cpus,
-    disks_behind_an_iommu_on_one_cpu, disks_behind_an_iommu_on_two_cpus, edu_behind_an_iommu,
+    a_disk_is_written_without_memory, a_disk_past_the_iommu_is_told_of,
+    a_stray_transfer_arrives_without_an_iommu, a_stray_transfer_is_refused_on_four_cpus,
+    a_stray_transfer_is_refused_on_one_cpu, a_stray_transfer_is_refused_on_two_cpus,
+    disks_behind_an_iommu_on_four_cpus, disks_behind_an_iommu_on_one_cpu,
+    disks_behind_an_iommu_on_two_cpus, edu_behind_an_iommu,
     nvme_disks_behind_an_iommu_on_four_cpus, nvme_disks_behind_an_iommu_on_one_cpu,
     requests_behind_an_iommu, rings_behind_an_iommu,
 };
@@ -130,6 +131,7 @@ tests!["machine":
     a_stray_transfer_arrives_without_an_iommu,
     a_disk_past_the_iommu_is_told_of,
     rings_behind_an_iommu,
+    a_disk_is_written_without_memory,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
     large_stack_overflow_is_reported,

@@ -188,13 +188,14 @@ impl<'a> Memory<'a> {
         })
     }
 
-    /// Lets a device reach it. `ENOMEM`, `EIO`.
+    /// Lets a device reach it. `EIO`; `ENOMEM` of more than is read in or written back at once. May sleep.
     pub fn map(&self, dma: Dma) -> Result<Mapped<'a>, Errno> {
-        let reached = self.lend(dma)?;
+        dma.lend_surely(self.pieces(), self.way)?;
+        let reached = Reached(*self);
         Ok(Mapped { reached, dma })
     }
 
-    /// The same; whoever calls this calls [`Memory::take_back`] when the device is done.
+    /// The same without sleeping, and `ENOMEM` of all; whoever calls this calls [`Memory::take_back`] when the device is done.
     pub(super) fn lend(&self, dma: Dma) -> Result<Reached<'a>, Errno> {
         dma.lend(self.pieces(), self.way)?;
         Ok(Reached(*self))

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod deaths;
+mod disks;
 mod frames;
 mod machine;
 mod queues;

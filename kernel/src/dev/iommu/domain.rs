@@ -1,19 +1,26 @@
 //! What one function may reach: tables of three or four levels, each frame at its own address.
 //!
 //! A table of the last level is two frames: the entries, and beside each who wants it, a count of readers below one of writers. Tables are
-//! freed only by `trim`, when nobody wants anything in them and the unit has forgotten them.
+//! freed only by `trim`, when nobody wants anything in them and the unit has forgotten them. Those above them are all there from the beginning.
+//!
+//! The kernel's own transfers are not refused for want of a table: that would lose what is written back, and memory might be short until it is.
+//! Some tables of the last level are put aside for them; `trim` puts them back. Who finds none waits for other transfers to end.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use mm::object::cache::WINDOW;
 use mm::{Errno, PAGE_SIZE};
 
 use super::super::block::Piece;
 use super::super::pci::Function;
 use super::unit::{RUNS, Unit, entry};
 use super::{READS, WRITES};
-use crate::memory::frames;
+use crate::arch::time::now_ns;
+use crate::dev::patience;
+use crate::memory::{self, frames};
 use crate::sync::IrqLock;
+use crate::task;
 
 /// Entries that let somebody reach a frame.
 pub(super) static MAPPED: AtomicU64 = AtomicU64::new(0);
@@ -28,8 +35,22 @@ const ENTRIES: usize = 512;
 /// A table of the last level: two frames.
 const LAST: u8 = 1;
 
-/// The first table.
-struct Tables(u64);
+/// Tables that are put aside: as many as a transfer from or to a cache may need.
+const SPARE: usize = WINDOW;
+
+struct Tables {
+    first: u64,
+    spare: [u64; SPARE],
+    /// How many of those there are.
+    left: usize,
+}
+
+/// Whether a table may be one of those that are put aside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    Leave,
+    Take,
+}
 
 pub(super) struct Domain {
     unit: &'static Unit,
@@ -99,6 +120,67 @@ fn table(unit: &Unit, order: u8) -> Option<u64> {
     Some(table)
 }
 
+/// Whether the unit can tell it from others.
+fn reaches(unit: &Unit, frame: u64) -> bool {
+    frame >> (unit.width() - 12) == 0
+}
+
+impl Tables {
+    /// All but those of the last level, for all memory; and those that are put aside.
+    fn new(unit: &Unit) -> Option<Tables> {
+        let mut tables = Tables {
+            first: table(unit, 0)?,
+            spare: [0; SPARE],
+            left: 0,
+        };
+        // What one table of the level above the last is for.
+        let piece = (ENTRIES * ENTRIES) as u64;
+        let memory = (0..memory::frames_end()).step_by(piece as usize);
+        for frame in memory.filter(|&frame| reaches(unit, frame)) {
+            let mut at = tables.first;
+            for level in (2..unit.levels).rev() {
+                let next = entry(at, index(frame, level));
+                if next.load(Ordering::Relaxed) == 0 {
+                    unit.write(next, table(unit, 0)? | READS | WRITES);
+                }
+                at = next.load(Ordering::Relaxed) & ADDRESS;
+            }
+        }
+        while tables.left < SPARE {
+            let one = table(unit, LAST)?;
+            tables.put_aside(&[one]);
+        }
+        Some(tables)
+    }
+
+    /// The entry of a frame's table of the last level. `None`: there is no memory there.
+    fn above(&self, levels: u32, frame: u64) -> Option<&'static AtomicU64> {
+        let mut at = self.first;
+        for level in (2..levels).rev() {
+            let next = entry(at, index(frame, level)).load(Ordering::Relaxed);
+            if next == 0 {
+                return None;
+            }
+            at = next & ADDRESS;
+        }
+        Some(entry(at, index(frame, 1)))
+    }
+
+    fn take_spare(&mut self) -> Option<u64> {
+        self.left = self.left.checked_sub(1)?;
+        Some(self.spare[self.left])
+    }
+
+    /// Puts aside as many of these as there is room for; they have nothing in them.
+    fn put_aside(&mut self, tables: &[u64]) -> usize {
+        let room = &mut self.spare[self.left..];
+        let n = room.len().min(tables.len());
+        room[..n].copy_from_slice(&tables[..n]);
+        self.left += n;
+        n
+    }
+}
+
 impl Domain {
     /// Lets `function` reach what it is given from now on: nothing. One at a time.
     pub(super) fn new(unit: &'static Unit, function: Function) -> Option<&'static Domain> {
@@ -111,17 +193,17 @@ impl Domain {
         if bus.load(Ordering::Relaxed) == 0 {
             unit.write(bus, table(unit, 0)? | PRESENT);
         }
-        let first = table(unit, 0)?;
+        let tables = Tables::new(unit)?;
         let at = (bus.load(Ordering::Relaxed) & ADDRESS) + 16 * (name & 255);
         unit.write(entry(at, 1), id << 8 | u64::from(unit.levels - 2));
-        unit.write(entry(at, 0), first | PRESENT);
+        unit.write(entry(at, 0), tables.first | PRESENT);
         unit.forget_function(name as u16, id as u16);
         NEXT.store(id + 1, Ordering::Relaxed);
         Some(Box::leak(Box::new(Domain {
             unit,
             function,
             id: id as u16,
-            tables: IrqLock::new(Tables(first)),
+            tables: IrqLock::new(tables),
         })))
     }
 
@@ -137,18 +219,49 @@ impl Domain {
         }
     }
 
-    /// One more user of the frames of `pieces`: of all, or of none.
+    /// One more user of the frames of `pieces`: of all, or of none. `ENOMEM`, `EIO`.
     pub(super) fn map(
         &self,
         pieces: impl Iterator<Item = Piece> + Clone,
         rights: u64,
     ) -> Result<(), Errno> {
+        self.map_with(pieces, rights, Spare::Leave)
+    }
+
+    /// The same of what is not larger than a transfer from or to a cache: waits until there are tables for it, for as long as a device may
+    /// keep those that it has been given. Sleeps.
+    pub(super) fn map_surely(
+        &self,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        rights: u64,
+    ) -> Result<(), Errno> {
+        let mapped = self.map(pieces.clone(), rights);
+        if mapped != Err(Errno::ENOMEM) || frames_of(pieces.clone()).count() > SPARE {
+            return mapped;
+        }
+        let deadline = now_ns() + patience();
+        loop {
+            self.trim();
+            let mapped = self.map_with(pieces.clone(), rights, Spare::Take);
+            if mapped != Err(Errno::ENOMEM) || now_ns() > deadline {
+                return mapped;
+            }
+            task::yield_now();
+        }
+    }
+
+    fn map_with(
+        &self,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        rights: u64,
+        spare: Spare,
+    ) -> Result<(), Errno> {
         let one = user(self.grantable(rights));
         let mut changed = Changed::NONE;
         let mut done = 0;
-        let tables = self.tables.lock();
+        let mut tables = self.tables.lock();
         let mapped = frames_of(pieces.clone()).try_for_each(|frame| {
-            let leaf = self.make_leaf(&tables, frame)?;
+            let leaf = self.make_leaf(&mut tables, frame, spare)?;
             self.set(leaf, frame, |users| users + one, &mut changed);
             done += 1;
             Ok(())
@@ -203,13 +316,10 @@ impl Domain {
     }
 
     fn leaf(&self, tables: &Tables, frame: u64) -> Option<Leaf> {
-        let mut table = tables.0;
-        for level in (1..self.unit.levels).rev() {
-            let next = entry(table, index(frame, level)).load(Ordering::Relaxed);
-            if next == 0 {
-                return None;
-            }
-            table = next & ADDRESS;
+        let above = tables.above(self.unit.levels, frame)?;
+        let table = above.load(Ordering::Relaxed) & ADDRESS;
+        if table == 0 {
+            return None;
         }
         let i = index(frame, 0);
         Some(Leaf {
@@ -218,31 +328,29 @@ impl Domain {
         })
     }
 
-    /// The same, with tables on the way to it. `EIO`: it is too far. `ENOMEM`.
-    fn make_leaf(&self, tables: &Tables, frame: u64) -> Result<Leaf, Errno> {
-        if frame >> (self.unit.width() - 12) != 0 {
-            return Err(Errno::EIO);
-        }
-        let mut at = tables.0;
-        for level in (1..self.unit.levels).rev() {
-            let next = entry(at, index(frame, level));
-            if next.load(Ordering::Relaxed) == 0 {
-                let order = if level == 1 { LAST } else { 0 };
-                let new = table(self.unit, order).ok_or(Errno::ENOMEM)?;
-                self.unit.write(next, new | READS | WRITES);
+    /// The same, with a table for it. `EIO`: it is too far. `ENOMEM`.
+    fn make_leaf(&self, tables: &mut Tables, frame: u64, spare: Spare) -> Result<Leaf, Errno> {
+        let above = tables.above(self.unit.levels, frame);
+        let above = above.filter(|_| reaches(self.unit, frame));
+        let above = above.ok_or(Errno::EIO)?;
+        if above.load(Ordering::Relaxed) == 0 {
+            let mut new = table(self.unit, LAST);
+            if spare == Spare::Take {
+                new = new.or_else(|| tables.take_spare());
             }
-            at = next.load(Ordering::Relaxed) & ADDRESS;
+            self.unit
+                .write(above, new.ok_or(Errno::ENOMEM)? | READS | WRITES);
         }
         self.leaf(tables, frame).ok_or(Errno::EIO)
     }
 
-    /// Frees tables of the last level in which there is nothing.
+    /// Frees tables of the last level in which there is nothing, but for those that are put aside.
     pub(super) fn trim(&self) {
         loop {
             let mut empty = [0; 32];
             let mut found = 0;
-            let tables = self.tables.lock();
-            self.empty(tables.0, self.unit.levels - 1, &mut |at| {
+            let mut tables = self.tables.lock();
+            self.empty(tables.first, self.unit.levels - 1, &mut |at| {
                 if found < empty.len() {
                     empty[found] = at.load(Ordering::Relaxed) & ADDRESS;
                     found += 1;
@@ -253,8 +361,9 @@ impl Domain {
                 return;
             }
             self.unit.forget_domain(self.id);
+            let kept = tables.put_aside(&empty[..found]);
             drop(tables);
-            for &table in &empty[..found] {
+            for &table in &empty[kept..found] {
                 // SAFETY: from `table`, hooked off under the lock, and the unit has forgotten it.
                 unsafe { frames::free(table, LAST) };
             }

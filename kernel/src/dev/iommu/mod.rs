@@ -146,6 +146,18 @@ impl Dma {
         self.map(pieces, rights(way))
     }
 
+    /// The same of the kernel's own, which is not refused for want of tables. Sleeps.
+    pub(super) fn lend_surely(
+        self,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        way: Way,
+    ) -> Result<(), Errno> {
+        match self.0 {
+            Some(domain) => domain.map_surely(pieces, rights(way)),
+            None => Ok(()),
+        }
+    }
+
     /// The end of [`Dma::lend`]: when this returns, the device reaches them no more, unless others lend them to it.
     pub(super) fn take_back(self, pieces: impl Iterator<Item = Piece>, way: Way) {
         if let Some(domain) = self.0 {
