@@ -58,6 +58,7 @@ pub(crate) use tests;
 tests!["machine":
     memory_runs_out,
     memory_runs_out_in_a_shared_space,
+    small_things_leave_memory,
     memory_runs_out_under_a_lock,
     a_long_storm_on_one_cpu,
     a_long_storm_on_two_cpus,
@@ -216,6 +217,23 @@ fn memory_runs_out_in_a_shared_space() -> Verdict {
         config.mem = "128M".into();
     })?;
     let fine = outcome.stdout == b"both: killed 1 by 9\n64 MiB again\n";
+    ensure(fine && outcome.status == 0, "not as it should", &outcome)
+}
+
+/// What a program makes the kernel keep for it, as small as it may be, is refused while memory is short.
+fn small_things_leave_memory() -> Verdict {
+    let outcome = exec(find("oom"), &["queued"], |config| {
+        config.mem = "96M".into();
+    })?;
+    let said = |locks: &str, timer: &str| {
+        format!(
+            "fcntl(lockable, F_SETLK, &one) = {locks}\nflock(lockable, LOCK_SH) = {locks}\n\
+             timer_create(CLOCK_MONOTONIC, 0, &t) = {timer}\n"
+        )
+    };
+    let (good, short) = (said("0", "0"), said("errno 37", "EAGAIN"));
+    let expected = format!("{good}refused: EAGAIN\n{short}{good}");
+    let fine = outcome.stdout == expected.as_bytes();
     ensure(fine && outcome.status == 0, "not as it should", &outcome)
 }
 

@@ -28,6 +28,7 @@ fn owner_of(file: &File) -> usize {
 
 /// Takes or changes `file`'s lock.
 pub fn acquire(file: &File, exclusive: bool, wait: bool) -> Result<(), Errno> {
+    crate::memory::headroom().map_err(|_| Errno::ENOLCK)?;
     let attr = file.inode().attr();
     let inode = (attr.dev, attr.ino);
     let owner = owner_of(file);

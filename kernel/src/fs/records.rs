@@ -63,6 +63,7 @@ pub fn test(file: &File, want: &Record) -> Option<Record> {
 
 /// Takes `want`, in place of whatever the owner had on the range.
 pub fn acquire(file: &File, want: Record, wait: bool) -> Result<(), Errno> {
+    crate::memory::headroom().map_err(|_| Errno::ENOLCK)?;
     let inode = identity(file);
     loop {
         let seen = GENERATION.load(Ordering::SeqCst);

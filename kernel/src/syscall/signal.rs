@@ -176,6 +176,14 @@ fn honest(info: &SigInfo, pid: u32) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Real-time signals that nobody can do without their information are not sent while memory is short.
+fn has_room(info: &SigInfo) -> Result<(), Errno> {
+    match info.signo() >= sys::SIGRTMIN && info.code() != SI_USER {
+        true => crate::memory::headroom().map_err(|_| Errno::EAGAIN),
+        false => Ok(()),
+    }
+}
+
 fn rt_sigqueueinfo(f: &mut TrapFrame) -> SysResult {
     let pid = f.arg(0) as u32;
     let n = f.arg(1) as u32;
@@ -190,6 +198,7 @@ fn rt_sigqueueinfo(f: &mut TrapFrame) -> SysResult {
     if p.sig.lock().shared.queued() >= MAX_QUEUED {
         return Err(Errno::EAGAIN);
     }
+    has_room(&info)?;
     signal::send_to_process(&p, info);
     Ok(0)
 }
@@ -287,6 +296,7 @@ fn to_thread(tgid: Option<u32>, tid: u32, n: u32, info: SigInfo) -> SysResult {
     may_signal(&t.process, n)?;
     if n != 0 {
         signo(n as u64)?;
+        has_room(&info)?;
         signal::send_to_thread(&t, info);
     }
     Ok(0)

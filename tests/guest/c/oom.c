@@ -1,5 +1,6 @@
 // Pinfold only: memory runs out. The process with the largest resident set dies, everybody else goes on.
 #include "t.h"
+#include <sys/file.h>
 #include <sys/uio.h>
 static int st;
 static void hog(int pf) {
@@ -63,7 +64,43 @@ static void shared(void) {
   for (size_t i = 0; i < 64 * MB; i += PG) p[i] = 1;
   say("64 MiB again\n");
 }
+// Signals with information that nobody takes: more than there is memory for. Locks and timers are refused, too.
+static int lockable;
+static void small(void) {
+  struct flock one = {.l_type = F_RDLCK, .l_len = 1};
+  timer_t t;
+  R(fcntl(lockable, F_SETLK, &one)); R(flock(lockable, LOCK_SH)); R(timer_create(CLOCK_MONOTONIC, 0, &t));
+}
+static void queued(void) {
+  enum { N = 32 };
+  pid_t c[N], filler;
+  sigset_t set;
+  int full[2], why = 0;
+  char b;
+  sigfillset(&set);
+  CHECK(!sigprocmask(SIG_BLOCK, &set, 0) && !pipe(full) && (lockable = open("/proc/self/exe", O_RDONLY)) >= 0);
+  for (int i = 0; i < N; i++) { c[i] = fork(); CHECK(c[i] >= 0); if (!c[i]) for (;;) pause(); }
+  // Whatever this process needs itself it has before memory is short.
+  small();
+  CHECK(!sigqueue(c[0], SIGRTMIN, (union sigval){0}) && (filler = fork()) >= 0);
+  if (!filler) {
+    while (kib("/proc/meminfo", "MemFree:") > 3 * 1024) memset(anon(64 * KB), 1, 64 * KB);
+    for (write(full[1], "f", 1);;) pause();
+  }
+  CHECK(read(full[0], &b, 1) == 1);
+  for (int i = 0; i < N && !why; i++)
+    for (int k = 0; k < 4000 && !why; k++)
+      if (sigqueue(c[i], SIGRTMIN, (union sigval){.sival_int = k})) why = errno;
+  say("refused: %s\n", ename(why));
+  // What is sent without its information if need be.
+  CHECK(!sigqueue(c[N - 1], SIGUSR1, (union sigval){0}) && !kill(c[N - 1], SIGRTMIN));
+  small();
+  for (int i = 0; i < N; i++) { CHECK(!kill(c[i], SIGKILL) && waitpid(c[i], &st, 0) == c[i]); }
+  CHECK(!kill(filler, SIGKILL) && waitpid(filler, &st, 0) == filler);
+  small();
+}
 int main(int argc, char **argv) {
+  if (argc == 2 && !strcmp(argv[1], "queued")) { queued(); return 0; }
   if (argc == 3) { blocked(argv[2]); return 0; }
   if (argc == 2) { shared(); return 0; }
   int pf[2], go[2];

@@ -130,9 +130,11 @@ pub(in crate::task) fn deferred_sender(_: usize) {
     }
 }
 
+/// Where memory is short a signal goes without its information, as on Linux.
 fn node_for(info: &SigInfo) -> Option<Box<Queued>> {
     let plain = info.code() == SI_KERNEL && info.words()[2..].iter().all(|&w| w == 0);
-    (!plain && info.signo() != SIGKILL).then(|| Queued::new(*info))
+    let kept = !plain && info.signo() != SIGKILL && crate::memory::headroom().is_ok();
+    kept.then(|| Queued::new(*info))
 }
 
 /// The one way a signal becomes pending. What is not kept of `node` is returned.

@@ -97,6 +97,7 @@ pub struct Notify {
 
 /// A new timer; its number.
 pub fn create(is_date: bool, how: Notify) -> Result<u32, Errno> {
+    crate::memory::headroom().map_err(|_| Errno::EAGAIN)?;
     let p = &current().process;
     let mut timers = p.timers.lock();
     let id = match timers.list.iter().position(Option::is_none) {
