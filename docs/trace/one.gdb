@@ -1,4 +1,4 @@
-# One request, stopped at four places: gdb -q -batch -x docs/trace/one.gdb target/x86_64-unknown-none/release/pinfold
+# One request, stopped at three places: gdb -q -batch -x docs/trace/one.gdb target/x86_64-unknown-none/release/pinfold
 set pagination off
 set width 0
 target remote localhost:1234

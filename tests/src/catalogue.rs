@@ -153,6 +153,7 @@ pub const ALONE: &[Program] = &[
     c("direct"),
     c("cached"),
     c("ext4"),
+    c("calls"),
     c("aio"),
     c("edu"),
     c("stray"),

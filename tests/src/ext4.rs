@@ -16,6 +16,7 @@ tests!["ext4":
     what_fsync_promised_survives_a_power_cut,
     names_on_one_cpu,
     names_on_four_cpus,
+    calls_say_what_they_say_on_linux,
     data_on_one_cpu,
     data_on_two_cpus,
     data_on_four_cpus,
@@ -165,18 +166,24 @@ fn one(what: &str, cpus: u32, mb: u64, block: &str, kind: Kind) -> Verdict {
     let [disk, _] = kind.names();
     let name = format!("ext4.{what}.{cpus}.{block}{}", disk.replace('/', "."));
     let image = volume(&name, mb, block, seed)?;
-    let words: Vec<&str> = match what {
-        "load" => vec![what, disk, LOAD.get_or_init(rounds)],
-        _ => vec![what, disk],
-    };
-    let outcome = run(&words, cpus, &[(kind, &raw(&image.0))], |_| {})?;
+    let rounds = rounds();
+    let (count, mut words) = (rounds.to_string(), vec![what, disk]);
+    if what == "load" {
+        words.push(&count);
+    }
+    let outcome = run(&words, cpus, &[(kind, &raw(&image.0))], |config| {
+        let longer = config.timeout.map(|t| t + Duration::from_secs(rounds / 10));
+        config.timeout = longer;
+    })?;
     checked(&image, &outcome)
 }
 
-/// How long programs work on the same files: `EXT4_ROUNDS` for hours of it.
-static LOAD: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-fn rounds() -> String {
-    std::env::var("EXT4_ROUNDS").unwrap_or_else(|_| "120".into())
+/// How long programs work on the same files: `EXT4_ROUNDS` for minutes or hours of it.
+fn rounds() -> u64 {
+    let said = std::env::var("EXT4_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    said.unwrap_or(120)
 }
 
 fn names_on_one_cpu() -> Verdict {
@@ -185,6 +192,23 @@ fn names_on_one_cpu() -> Verdict {
 
 fn names_on_four_cpus() -> Verdict {
     one("names", 4, 128, "1024", NVME)
+}
+
+/// Of blocks of both sizes. What is claimed there holds on Linux's ext4.
+fn calls_say_what_they_say_on_linux() -> Verdict {
+    for (cpus, block) in [(1, "4096"), (2, "1024")] {
+        let image = volume(&format!("ext4.calls.{cpus}"), 64, block, |_| Ok(()))?;
+        let kernel = runner::kernel_for(cpus)?;
+        let outcome = exec(find("calls"), &["/mnt", "/dev/vda"], |config| {
+            config.kernel = kernel;
+            config.smp = cpus;
+            config.qemu_args = Kind::Virtio.disk("calls", &raw(&image.0));
+        })?;
+        let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+        ensure(fine, "not as it should", &outcome)?;
+        tool("e2fsck", &["-fn", &image.0.to_string_lossy()])?;
+    }
+    Ok(())
 }
 
 fn data_on_one_cpu() -> Verdict {
@@ -329,23 +353,26 @@ fn hostile_images_harm_nobody() -> Verdict {
 
 const HOSTILE: usize = 12;
 
-/// Blocks of one file cannot be written: its users are told, once each, and nobody else is.
+/// A block of one file cannot be written, one of another not read: their users are told, of a write once each, and nobody else is.
 fn bad_blocks_of_a_file_are_its_users_affair() -> Verdict {
     let image = volume("ext4.bad", 64, "4096", |dir| {
-        fs::write(dir.join("victim"), vec![7; MB as usize])
+        fs::write(dir.join("victim"), vec![7; MB as usize])?;
+        fs::write(dir.join("unread"), vec![7; MB as usize])
     })?;
     let path = image.0.to_string_lossy();
-    let blocks = tool("debugfs", &["-R", "blocks /victim", &path])?;
-    let block = blocks
-        .split_whitespace()
-        .filter_map(|w| w.parse::<u64>().ok())
-        .nth(100);
-    let sector = block.ok_or("the file has no blocks")? * 8;
+    let rule = |file, what| {
+        let blocks = tool("debugfs", &["-R", &format!("blocks /{file}"), &path])?;
+        let mut blocks = blocks
+            .split_whitespace()
+            .filter_map(|w| w.parse::<u64>().ok());
+        let sector = blocks.nth(100).ok_or("the file has no blocks")? * 8;
+        Ok::<_, String>(format!(
+            "[inject-error]\nevent = \"{what}_aio\"\niotype = \"{what}\"\nsector = \"{sector}\"\nerrno = \"5\"\nonce = \"off\"\n"
+        ))
+    };
     let rules = Image(guest_dir().join("ext4.bad.rules.img"));
-    let rule = format!(
-        "[inject-error]\nevent = \"write_aio\"\niotype = \"write\"\nsector = \"{sector}\"\nerrno = \"5\"\nonce = \"off\"\n"
-    );
-    fs::write(&rules.0, rule).map_err(|error| error.to_string())?;
+    let both = rule("victim", "write")? + &rule("unread", "read")?;
+    fs::write(&rules.0, both).map_err(|error| error.to_string())?;
     let file = format!(
         "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={path},\
          rerror=report,werror=report",

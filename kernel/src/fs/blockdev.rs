@@ -305,12 +305,6 @@ impl Device {
         self.known.cache.changed(range);
     }
 
-    fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
-        let done = self.content.read(buf, pos)?;
-        copied(done);
-        Ok(done)
-    }
-
     fn is_direct(file: &File, buf: &IoBuf<'_>) -> bool {
         file.flags() & sys::O_DIRECT != 0 && buf.front().is_some()
     }
@@ -327,7 +321,14 @@ impl FileOps for Device {
                 self.piece(front, pos, most, Way::Fill)
             })
         } else {
-            self.read_cached(buf, pos)
+            self.content.read(buf, pos).inspect(|&done| copied(done))
+        }
+    }
+
+    fn read_cached(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        match Device::is_direct(file, buf) {
+            true => Err(Errno::EAGAIN),
+            false => self.content.read_cached(buf, pos).inspect(|&n| copied(n)),
         }
     }
 

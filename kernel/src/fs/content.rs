@@ -102,6 +102,15 @@ impl Content {
 
     /// Reads at `pos` and moves it; 0 at the end.
     pub fn read(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.read_pages(buf, pos, true)
+    }
+
+    /// The same as far as the pages are in memory; EAGAIN.
+    pub fn read_cached(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.read_pages(buf, pos, false)
+    }
+
+    fn read_pages(&self, buf: &mut IoBuf<'_>, pos: &mut u64, wait: bool) -> SysResult {
         let mut done = 0;
         while buf.left() > 0 {
             let size = self.size();
@@ -117,7 +126,11 @@ impl Content {
                 // through a shared mapping: bytes are copied as they are.
                 Some(page) => unsafe { buf.put_raw(page.ptr().add(at), n) },
                 None if self.object.is_paged() => {
-                    match self.object.page_in(&mut can_wait(), *pos / PAGE_SIZE) {
+                    let there = match wait {
+                        true => self.object.page_in(&mut can_wait(), *pos / PAGE_SIZE),
+                        false => Err(Errno::EAGAIN),
+                    };
+                    match there {
                         Ok(()) if !crate::task::fatal_signal_pending() => continue,
                         Err(errno) if done == 0 => return Err(errno),
                         _ => break,

@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
+use super::attr::Kind;
 use super::dentry::Dentry;
 use super::inode::{FileOps, Inode, Mappable};
 use super::iobuf::IoBuf;
@@ -239,6 +240,62 @@ impl File {
         let mut pos = self.pos.lock();
         self.fits(*pos, buf)?;
         self.ops.write(self, buf, &mut pos)
+    }
+
+    /// Moves bytes of `buf` at `pos`, or at the file's position.
+    fn at(
+        &self,
+        buf: &mut IoBuf<'_>,
+        pos: Option<u64>,
+        go: impl FnOnce(&mut IoBuf<'_>, &mut u64) -> SysResult,
+    ) -> SysResult {
+        match (pos, self.ops.seekable()) {
+            (Some(_), false) => Err(Errno::ESPIPE),
+            (None, false) => go(buf, &mut 0),
+            (Some(mut pos), true) => {
+                self.fits(pos, buf)?;
+                go(buf, &mut pos)
+            }
+            (None, true) => {
+                let mut pos = self.pos.lock();
+                self.fits(*pos, buf)?;
+                go(buf, &mut pos)
+            }
+        }
+    }
+
+    /// Reads at `pos`, or at the file's position. The caller has looked whether it is readable.
+    pub fn read_from(&self, buf: &mut IoBuf<'_>, pos: Option<u64>) -> SysResult {
+        self.at(buf, pos, |buf, pos| self.ops.read(self, buf, pos))
+    }
+
+    /// The same as far as nothing has to be waited for: EAGAIN, or EOPNOTSUPP where that cannot be said.
+    pub fn read_now(&self, buf: &mut IoBuf<'_>, pos: Option<u64>) -> SysResult {
+        let waits_for_others = self.waits_for_others();
+        self.at(buf, pos, |buf, pos| match waits_for_others {
+            true => self.ops.try_read(self, buf, pos),
+            false => self.ops.read_cached(self, buf, pos),
+        })
+    }
+
+    /// Writes at `pos`, or at the file's position, or to `append` at its end. The caller has looked whether it is writable.
+    pub fn write_to(&self, buf: &mut IoBuf<'_>, pos: Option<u64>, append: bool) -> SysResult {
+        self.at(buf, pos, |buf, pos| self.ops.put(self, buf, pos, append))
+    }
+
+    /// As [`File::read_now`].
+    pub fn write_now(&self, buf: &mut IoBuf<'_>, pos: Option<u64>) -> SysResult {
+        let kind = self.dentry().kind();
+        self.at(buf, pos, |buf, pos| match kind {
+            Kind::Regular => Err(Errno::EOPNOTSUPP),
+            Kind::Block => Err(Errno::EAGAIN),
+            _ => self.ops.try_write(self, buf, pos),
+        })
+    }
+
+    /// What a read waits for is no disk.
+    fn waits_for_others(&self) -> bool {
+        !matches!(self.dentry().kind(), Kind::Regular | Kind::Block)
     }
 
     /// fsync. What could not be written since somebody asked last is reported once to each open file.

@@ -173,6 +173,16 @@ pub trait FileOps: Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// As `write`; to `append` is to write at the end, whatever the file's flags say. For files that have an end.
+    fn put(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64, _append: bool) -> SysResult {
+        self.write(file, buf, pos)
+    }
+
+    /// As `read`, of what is in memory: EAGAIN where it would wait for a disk. EOPNOTSUPP: the file does not tell.
+    fn read_cached(&self, _file: &File, _buf: &mut IoBuf<'_>, _pos: &mut u64) -> SysResult {
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// As `read` and `write`, whatever O_NONBLOCK says: EAGAIN where they would wait for what another program does. For files that
     /// can make one wait for that.
     fn try_read(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {

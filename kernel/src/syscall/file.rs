@@ -119,25 +119,64 @@ pub fn vector_flags(flags: u64) -> Result<(), Errno> {
     }
 }
 
+const RWF_NOAPPEND: u32 = 0x20;
+
+/// The flags of preadv2 and pwritev2, which are looked at only where there are bytes to move.
+fn rwf(flags: u64) -> Result<u32, Errno> {
+    const APPENDS: u32 = sys::RWF_APPEND | RWF_NOAPPEND;
+    let flags = flags as u32;
+    vector_flags(u64::from(flags & !(APPENDS | sys::RWF_NOWAIT)))?;
+    match flags & APPENDS {
+        APPENDS => Err(Errno::EINVAL),
+        _ => Ok(flags),
+    }
+}
+
+/// -1 is the file's own position.
+fn own_or(at: u64) -> Result<Option<u64>, Errno> {
+    match at {
+        u64::MAX => Ok(None),
+        at => offset(at).map(Some),
+    }
+}
+
 fn preadv2(f: &mut TrapFrame) -> SysResult {
-    vector_flags(f.arg(5))?;
-    if f.arg(3) == u64::MAX {
-        readv(f)
-    } else {
-        preadv(f)
+    let pos = own_or(f.arg(3))?;
+    let file = file(f.arg(0))?;
+    if !file.readable() {
+        return Err(Errno::EBADF);
+    }
+    let spans = vector(f.arg(1), f.arg(2))?;
+    let mut buf = IoBuf::user_vec(&spans);
+    if buf.left() == 0 {
+        return Ok(0);
+    }
+    match rwf(f.arg(5))? & sys::RWF_NOWAIT != 0 {
+        true => file.read_now(&mut buf, pos),
+        false => file.read_from(&mut buf, pos),
     }
 }
 
 fn pwritev2(f: &mut TrapFrame) -> SysResult {
-    vector_flags(f.arg(5))?;
-    let done = match f.arg(3) {
-        u64::MAX => writev(f)?,
-        _ => pwritev(f)?,
-    };
+    let pos = own_or(f.arg(3))?;
     let file = file(f.arg(0))?;
-    if f.arg(5) as u32 & RWF_SYNCED != 0
-        && matches!(file.dentry().kind(), Kind::Regular | Kind::Block)
-    {
+    if !file.writable() {
+        return Err(Errno::EBADF);
+    }
+    let spans = vector(f.arg(1), f.arg(2))?;
+    let mut buf = IoBuf::user_vec(&spans);
+    if buf.left() == 0 {
+        return Ok(0);
+    }
+    let flags = rwf(f.arg(5))?;
+    let has = |flag| flags & flag != 0;
+    let done = if has(sys::RWF_NOWAIT) {
+        file.write_now(&mut buf, pos)?
+    } else {
+        let append = has(sys::RWF_APPEND) || file.append() && !has(RWF_NOAPPEND);
+        file.write_to(&mut buf, pos, append)?
+    };
+    if has(RWF_SYNCED) && matches!(file.dentry().kind(), Kind::Regular | Kind::Block) {
         file.fsync()?;
     }
     Ok(done)
@@ -303,13 +342,13 @@ fn syncfs(f: &mut TrapFrame) -> SysResult {
 }
 
 fn sync_file_range(f: &mut TrapFrame) -> SysResult {
+    let file = real_file(f.arg(0))?;
     only(f.arg(3), 7)?;
     let (start, len) = (offset(f.arg(1))?, offset(f.arg(2))?);
     start
         .checked_add(len)
         .filter(|e| *e <= i64::MAX as u64)
         .ok_or(Errno::EINVAL)?;
-    let file = real_file(f.arg(0))?;
     match file.dentry().kind() {
         Kind::Regular | Kind::Directory | Kind::Block | Kind::Symlink => {}
         _ => return Err(Errno::ESPIPE),
@@ -349,7 +388,7 @@ fn readahead(f: &mut TrapFrame) -> SysResult {
     }
     match file.dentry().kind() {
         Kind::Regular | Kind::Block => {
-            let end = f.arg(1).saturating_add(f.arg(2));
+            let end = f.arg(1).saturating_add(offset(f.arg(2))?);
             file.ops().advise(f.arg(1)..end, true);
             Ok(0)
         }

@@ -216,12 +216,21 @@ fn copy_file_range(f: &mut TrapFrame) -> SysResult {
     if !from.readable() || !to.writable() || to.append() {
         return Err(Errno::EBADF);
     }
-    let len = (f.arg(4) as usize).min(MAX_RW);
-    let (start, end) = (offset(from_place.pos)?, offset(to_place.pos)?);
+    if from.inode().attr().dev != to.inode().attr().dev {
+        return Err(Errno::EXDEV);
+    }
+    let (start, end, len) = (from_place.pos, to_place.pos, f.arg(4));
+    if start.checked_add(len).is_none() || end.checked_add(len).is_none() {
+        return Err(Errno::EOVERFLOW);
+    }
+    // What there is to be copied may not lie where it goes to.
+    let len = len.min(from.ops().size().saturating_sub(offset(start)?));
+    let past = offset(end)?.saturating_add(len);
     let same = alloc::sync::Arc::ptr_eq(from.inode(), to.inode());
-    if same && start < end.saturating_add(len as u64) && end < start.saturating_add(len as u64) {
+    if same && start < past && end < start + len {
         return Err(Errno::EINVAL);
     }
+    let len = (len as usize).min(MAX_RW);
     let result = splice::direct(&from, &mut from_place.pos, &to, &mut to_place.pos, len);
     from_place.store(&from, &result)?;
     to_place.store(&to, &result)?;

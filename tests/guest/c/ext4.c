@@ -240,7 +240,9 @@ static void full(void) {
       at += n;
       CHECK(at < 600 * MB);
     }
-    CHECK(errno == ENOSPC && at > MB && !fsync(f) && !statfs("/mnt", &fs) && fs.f_bfree < 64);
+    // A direct write that fails has written nothing.
+    CHECK(errno == ENOSPC && at > MB && !fsync(f) && !statfs("/mnt", &fs) && fs.f_bfree < (round ? 64 + MB / PG : 64));
+    CHECK(!round || lseek(f, 0, SEEK_END) == (off_t)at);
     // A store to a hole has no block.
     int g = made(M "hole", O_RDWR);
     CHECK(!ftruncate(g, 4 * MB));
@@ -368,7 +370,7 @@ static void user(int me, int rounds) {
     x ^= x << 13, x ^= x >> 7, x ^= x << 17;
     uint64_t file = x % 3, n = (x >> 8) % BLOCKS;
     int way = (x >> 20) % 3;
-    // Each block has one writer; anyone reads.
+    // Each block has one writer, who reads it, too.
     uint64_t mine = n - n % USERS + me;
     snprintf(name, sizeof name, M "load%d", (int)file);
     int f = open(name, O_RDWR | (way == 1 ? O_DIRECT : 0));
@@ -452,8 +454,28 @@ static void plug(int rounds) {
   CHECK(!close(marker) && !close(dir) && !close(book));
 }
 
-// The disk refuses some blocks of a file to be written or read.
+// Page 100 of a file cannot be read: an error for who asks for it, SIGBUS for who touches it, and nobody else notices.
+static void unread(void) {
+  char *b = anon(64 * PG);
+  int f = open(M "unread", O_RDONLY), d = open(M "unread", O_RDONLY | O_DIRECT), st;
+  CHECK(f >= 0 && d >= 0);
+  CHECK(pread(f, b, PG, 100 * PG) == -1 && errno == EIO && pread(d, b, PG, 100 * PG) == -1 && errno == EIO);
+  CHECK(pread(f, b, PG, 101 * PG) == (ssize_t)PG && b[0] == 7 && pread(d, b, PG, 99 * PG) == (ssize_t)PG && b[0] == 7);
+  CHECK(pread(f, b, 64 * PG, 90 * PG) == 10 * (ssize_t)PG && pread(d, b, 64 * PG, 90 * PG) == -1 && errno == EIO);
+  char *s = mmap(0, MB, PROT_READ, MAP_SHARED, f, 0);
+  CHECK(s != MAP_FAILED);
+  for (int page = 99; page <= 101; page++) {
+    pid_t c = fork();
+    if (!c) _exit(*(volatile char *)(s + page * PG));
+    CHECK(waitpid(c, &st, 0) == c);
+    CHECK(page == 100 ? WIFSIGNALED(st) && WTERMSIG(st) == SIGBUS : WIFEXITED(st) && WEXITSTATUS(st) == 7);
+  }
+  CHECK(!munmap(s, MB) && !close(f) && !close(d) && !unlink(M "unread"));
+}
+
+// The disk refuses a block of a file to be written.
 static void bad(void) {
+  unread();
   char *b = anon(PG);
   int f = open(M "victim", O_RDWR), g = open(M "victim", O_RDWR), other = made(M "other", O_RDWR);
   CHECK(f >= 0 && g >= 0);

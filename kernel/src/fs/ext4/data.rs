@@ -24,44 +24,36 @@ use crate::task::space::can_wait;
 
 impl Regular {
     /// Straight from the disk into the caller's pages, which it is the caller's affair to have aligned. Holes are zeroes.
+    /// What fails, fails whole, as ext4 on Linux: no part of it counts.
     fn read_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
         let bytes = &self.bytes;
-        let mut done = 0;
-        while *pos < end {
+        let (start, mut at) = (*pos, *pos);
+        while at < end {
             let blocks = bytes.blocks.read();
-            let map = bytes.map(*pos, end)?;
-            let (run, place) = map.run(*pos, end.min(map.end()));
+            let map = bytes.map(at, end)?;
+            let (run, place) = map.run(at, end.min(map.end()));
             drop(blocks);
-            let n = if place == Place::Hole || place == Place::Kept {
-                let n = buf.put_zeros(run.min(buf.left() as u64) as usize);
+            at += if place == Place::Hole || place == Place::Kept {
+                let len = run.min(buf.left() as u64) as usize;
+                let n = buf.put_zeros(len);
                 copied(n);
+                if n < len {
+                    return Err(Errno::EFAULT);
+                }
                 n
             } else {
-                let sectors = (end - *pos).next_multiple_of(SECTOR);
+                let sectors = (end - at).next_multiple_of(SECTOR);
                 let Some(front) = buf.front() else {
                     break;
                 };
-                match self.fill(front, sectors, *pos, end) {
-                    Ok(0) => continue, // it was punched out meanwhile
-                    Ok(n) => {
-                        buf.skip(n);
-                        n
-                    }
-                    Err(errno) if done == 0 => return Err(errno),
-                    Err(_) => break,
-                }
-            };
-            if n == 0 {
-                return if done == 0 {
-                    Err(Errno::EFAULT)
-                } else {
-                    Ok(done)
-                };
-            }
-            *pos += n as u64;
-            done += n;
+                // 0: it was punched out meanwhile.
+                let n = self.fill(front, sectors, at, end)?;
+                buf.skip(n);
+                n
+            } as u64;
         }
-        Ok(done)
+        *pos = at;
+        Ok((at - start) as usize)
     }
 
     /// One transfer of at most `most` bytes: as far as the file lies in a row there.
@@ -84,26 +76,32 @@ impl Regular {
         Ok(n)
     }
 
-    /// Straight from the caller's pages to the disk, as far as whole blocks go. The caller holds `io` alone.
+    /// Straight from the caller's pages to the disk, as far as whole blocks go; all of that or, as ext4 on Linux, nothing that
+    /// makes the file longer. The caller holds `io` alone.
     fn write_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
-        let mut done = 0;
-        while *pos < end {
+        let (start, mut at) = (*pos, *pos);
+        while at < end {
             let Some(front) = buf.front() else {
                 break;
             };
-            match self.drain(front, end - *pos, *pos) {
+            match self.drain(front, end - at, at) {
                 Ok(0) => break,
                 Ok(n) => {
                     buf.skip(n);
-                    *pos += n as u64;
-                    done += n;
-                    self.content.object().extend(*pos);
+                    at += n as u64;
                 }
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
+                Err(errno) => {
+                    let size = self.content.size();
+                    if self.bytes.size.load(Ordering::Acquire) > size {
+                        self.bytes.resize(size)?;
+                    }
+                    return Err(errno);
+                }
             }
         }
-        Ok(done)
+        self.content.object().extend(at);
+        *pos = at;
+        Ok((at - start) as usize)
     }
 
     fn drain(&self, front: Front<'_>, most: u64, pos: u64) -> SysResult {
@@ -193,8 +191,9 @@ impl Node {
         file: &File,
         buf: &mut IoBuf<'_>,
         pos: &mut u64,
+        append: bool,
     ) -> SysResult {
-        if file.append() {
+        if append {
             *pos = regular.content.size();
         }
         if !self.is_direct(file, buf, *pos)? {
@@ -217,7 +216,7 @@ impl Node {
         if *pos == end {
             return Ok(done);
         }
-        // The end of the file, or what could not be pinned.
+        // The end of the file.
         match regular.write_edges(buf, pos) {
             Ok(n) => Ok(done + n),
             Err(errno) if done == 0 => Err(errno),
@@ -229,6 +228,9 @@ impl Node {
 impl FileOps for Node {
     fn read(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
         let regular = self.file()?;
+        if *pos >= regular.content.size() {
+            return Ok(0);
+        }
         let n = match self.is_direct(file, buf, *pos)? {
             true => {
                 let _io = regular.io.read();
@@ -248,10 +250,22 @@ impl FileOps for Node {
         Ok(n)
     }
 
+    fn read_cached(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        let content = &self.file()?.content;
+        match self.is_direct(file, buf, *pos)? {
+            true => Err(Errno::EAGAIN),
+            false => content.read_cached(buf, pos).inspect(|n| copied(*n)),
+        }
+    }
+
     fn write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.put(file, buf, pos, file.append())
+    }
+
+    fn put(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64, append: bool) -> SysResult {
         let regular = self.file()?;
         let io = regular.io.write();
-        let done = self.write_locked(regular, file, buf, pos);
+        let done = self.write_locked(regular, file, buf, pos, append);
         drop(io);
         let n = done?;
         if n > 0 {

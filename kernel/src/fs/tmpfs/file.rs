@@ -107,12 +107,16 @@ impl FileOps for Node {
     }
 
     fn write(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
+        self.put(file, buf, pos, file.append())
+    }
+
+    fn put(&self, _file: &File, buf: &mut IoBuf<'_>, pos: &mut u64, append: bool) -> SysResult {
         let (content, seals) = self.file()?;
         let seals = seals.load(Ordering::Acquire);
         if seals & SEALED_WRITE != 0 {
             return Err(Errno::EPERM);
         }
-        let n = content.write(buf, pos, file.append(), seals & F_SEAL_GROW == 0)?;
+        let n = content.write(buf, pos, append, seals & F_SEAL_GROW == 0)?;
         if n > 0 {
             self.attrs.touch();
         }
