@@ -1,7 +1,9 @@
 //! Devices: images that a guest reads and writes and that are looked at afterwards; QEMU's teaching device.
 
+use crate::console::Console;
 use crate::iommu::Bus;
 use crate::machines::{Verdict, ensure, exec, find, frames};
+use crate::screen::{Gone, Monitor};
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs::{self, File};
@@ -203,6 +205,39 @@ pub fn nvme_disks_on_two_cpus() -> Verdict {
 
 pub fn nvme_disks_on_four_cpus() -> Verdict {
     disks(NVME, 4, Bus::Plain)
+}
+
+/// What the device and its driver have agreed on, as the device says it.
+pub fn a_disk_uses_what_it_can_do() -> Verdict {
+    build::kernel()?;
+    let socket = Gone::named("features.sock");
+    let mut qemu = Monitor::words(&socket.0).to_vec();
+    let drive = ["-drive", "if=none,id=d,driver=null-co,size=1M"];
+    let device = ["-device", "virtio-blk-pci,id=disk,drive=d"];
+    qemu.extend([drive, device].concat().into_iter().map(String::from));
+    let words = qemu.iter().flat_map(|word| ["--qemu-arg", word]);
+    let mut console = Console::start_with(&words.collect::<Vec<_>>())?;
+    console.expect("# ")?;
+    let status = Monitor::of(&socket.0)?.says(
+        r#"{"execute":"human-monitor-command","arguments":{"command-line":"info virtio-status /machine/peripheral/disk/virtio-backend"}}"#,
+    )?;
+    let agreed = status.split_once("Guest features").map(|(_, rest)| rest);
+    let agreed = agreed.and_then(|rest| Some(rest.split_once("Host features")?.0));
+    let agreed = agreed.ok_or_else(|| format!("the device says {status}"))?;
+    for feature in [
+        "RING_F_INDIRECT_DESC",
+        "RING_F_EVENT_IDX",
+        "BLK_F_MQ",
+        "BLK_F_FLUSH",
+        "BLK_F_DISCARD",
+        "BLK_F_SEG_MAX",
+    ] {
+        if !agreed.contains(feature) {
+            return Err(format!("{feature} is not among {agreed}"));
+        }
+    }
+    console.type_in("poweroff\r")?;
+    console.end()
 }
 
 /// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.

@@ -7,7 +7,7 @@ use crate::machines::{Verdict, find};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 1024;
 const HEIGHT: usize = 768;
@@ -21,10 +21,10 @@ fn pixel(x: usize, y: usize) -> [u8; 3] {
 }
 
 /// A file that is gone when the test is over.
-struct Gone(PathBuf);
+pub(crate) struct Gone(pub(crate) PathBuf);
 
 impl Gone {
-    fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         let gone = Gone(guest_dir().join(name));
         let _ = fs::remove_file(&gone.0);
         gone
@@ -38,11 +38,24 @@ impl Drop for Gone {
 }
 
 /// QEMU's monitor.
-struct Monitor(BufReader<UnixStream>);
+pub(crate) struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
-    /// Says a command, once it has been greeted; events may come before the answer.
-    fn says(&mut self, command: &str) -> Verdict {
+    /// Of a machine with these [words](Monitor::words); it has been greeted.
+    pub(crate) fn of(socket: &Path) -> Result<Self, String> {
+        let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.says(r#"{"execute":"qmp_capabilities"}"#)?;
+        Ok(monitor)
+    }
+
+    pub(crate) fn words(socket: &Path) -> [String; 2] {
+        let place = format!("unix:{},server=on,wait=off", socket.display());
+        ["-qmp".into(), place]
+    }
+
+    /// Says a command; events may come before the answer, which is returned.
+    pub(crate) fn says(&mut self, command: &str) -> Result<String, String> {
         let failed = |error: std::io::Error| format!("{command}: {error}");
         writeln!(self.0.get_mut(), "{command}").map_err(failed)?;
         loop {
@@ -54,7 +67,7 @@ impl Monitor {
                 return Err(format!("{command}: {line}"));
             }
             if line.starts_with("{\"return\"") {
-                return Ok(());
+                return Ok(line);
             }
         }
     }
@@ -76,8 +89,8 @@ pub fn a_picture_is_on_the_screen() -> Verdict {
     build::kernel()?;
     let (socket, picture) = (Gone::named("fb.sock"), Gone::named("fb.ppm"));
     let program = format!("{}:/fb", find("fb").host_path().display());
-    let monitor = format!("unix:{},server=on,wait=off", socket.0.display());
-    let qemu = ["-device", "bochs-display", "-qmp", &monitor];
+    let [option, place] = Monitor::words(&socket.0);
+    let qemu = ["-device", "bochs-display", &option, &place];
     let mut words = vec!["--file", &program];
     words.extend(qemu.iter().flat_map(|word| ["--qemu-arg", word]));
     let mut console = Console::start_with(&words)?;
@@ -85,9 +98,7 @@ pub fn a_picture_is_on_the_screen() -> Verdict {
     console.types("/fb\r", "\ndrawn\r\n")?;
 
     let failed = |error: std::io::Error| error.to_string();
-    let stream = UnixStream::connect(&socket.0).map_err(failed)?;
-    let mut monitor = Monitor(BufReader::new(stream));
-    monitor.says(r#"{"execute":"qmp_capabilities"}"#)?;
+    let mut monitor = Monitor::of(&socket.0)?;
     let path = picture.0.display();
     monitor.says(&format!(
         r#"{{"execute":"screendump","arguments":{{"filename":"{path}"}}}}"#

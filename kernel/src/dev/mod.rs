@@ -20,7 +20,7 @@ pub mod slots;
 pub mod virtio;
 mod virtio_blk;
 
-pub use irq::{Line, dispatch};
+pub use irq::{Line, dispatch, report as interrupts};
 
 /// Nanoseconds that a disk may take to answer: `disk_timeout=SECONDS`; more than any needs, unless it is said.
 fn patience() -> u64 {

@@ -80,6 +80,48 @@ static void vectors(void) {
   CHECK(pread(d, big, 4 * MB, 512) == 4 * MB && is_pattern(big, 512, 4 * MB));
 }
 
+// Each CPU's requests have a queue of their own, whose interrupts come to that CPU; one line calls one CPU for all.
+#define LOOKS 20
+struct row { char kind[20]; long count[8]; };
+static int interrupts(struct row *rows, int cpus) {
+  FILE *f = fopen("/proc/interrupts", "r");
+  char line[400];
+  int n = 0;
+  CHECK(f && fgets(line, sizeof line, f));
+  for (; fgets(line, sizeof line, f); n++) {
+    char *at = strchr(line, ':') + 1;
+    CHECK(n < 100);
+    for (int i = 0; i < cpus; i++) rows[n].count[i] = strtol(at, &at, 10);
+    CHECK(sscanf(at, "%19s", rows[n].kind) == 1);
+  }
+  CHECK(n > 0 && !fclose(f));
+  return n;
+}
+static void queues(void) {
+  static struct row before[100], after[100];
+  int cpus = sysconf(_SC_NPROCESSORS_ONLN), used[100] = {0};
+  char *p = pages(1, PROT_READ | PROT_WRITE);
+  cpu_set_t all, one;
+  CHECK(cpus <= 8 && !sched_getaffinity(0, sizeof all, &all));
+  for (int k = 0; k < cpus; k++) {
+    CPU_ZERO(&one);
+    CPU_SET(k, &one);
+    CHECK(!sched_setaffinity(0, sizeof one, &one));
+    int n = interrupts(before, cpus), rows = 0;
+    for (int i = 0; i < LOOKS; i++) CHECK(pread(d, p, PG, i * PG) == (ssize_t)PG);
+    CHECK(interrupts(after, cpus) == n);
+    for (int r = 0; r < n; r++)
+      for (int i = 0; i < cpus; i++) {
+        long come = after[r].count[i] - before[r].count[i];
+        if (!come) continue;
+        CHECK(come >= LOOKS && ++rows == 1);
+        CHECK(!strcmp(after[r].kind, "line") || (i == k && !used[r]++));
+      }
+    CHECK(rows == 1);
+  }
+  CHECK(!sched_setaffinity(0, sizeof all, &all));
+}
+
 // BUG-5: a device fills one half of a page while its process forks and writes the other half. Rounds go on until enough
 // of them had a page that was pinned before the fork and after the write.
 #define ENOUGH 15
@@ -227,6 +269,7 @@ int main(int argc, char **argv) {
   sizes(argv[1]);
   edges();
   vectors();
+  queues();
   forks();
   pthread_t t[4];
   for (long i = 0; i < 4; i++) CHECK(!pthread_create(&t[i], 0, load, (void *)i));

@@ -37,6 +37,7 @@ pub fn entries(root: u64) -> Entries {
         ("version", file(version)),
         ("cmdline", file(cmdline)),
         ("devices", file(devices)),
+        ("interrupts", file(|out| crate::dev::interrupts(out))),
         ("sys", FixedDir::inode(kin(), root, sys, sysctls(sys))),
     ])
 }
