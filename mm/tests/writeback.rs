@@ -449,6 +449,38 @@ fn dirty_pages_are_not_let_go_of_but_cut() {
     lab.done();
 }
 
+/// A page is cut off, or punched out, under a device: it leaves the file at once and is the device's until that is done. What is written
+/// to it is nobody's, and the file has zeroes there when it has grown again.
+#[test]
+fn a_pinned_page_leaves_the_file() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (disk, file) = file(&lab, 4 * P);
+    let s = lab.space();
+    let va = map(&lab, s, 4, R | W, SHARED, &file);
+    lab.run(s);
+    let wait = &mut lab.sim.can_wait();
+    let pins: PinnedPages<Machine, Write, _> =
+        gup::pin_user_pages_fast(s, wait, va + P, GupFlags::empty(), slots(3)).unwrap();
+    file.set_size(wait, 3 * P);
+    file.punch_hole(wait, P, 2 * P);
+    assert_eq!(file.pages(), 1);
+    assert_eq!(lab.load(s, va + 3 * P), None, "behind the end");
+    file.set_size(wait, 4 * P);
+    (pins.pages().iter()).for_each(|page| lab.dma_write(*page, 42));
+    assert_eq!(
+        (lab.load(s, va + P), lab.load(s, va + 3 * P)),
+        (Some(0), Some(0))
+    );
+    assert_eq!(lab.load(s, va + 2 * P), Some(42), "a page that stayed");
+    pins.unpin();
+    assert_eq!(write_back(&lab, &file), Ok(()));
+    assert_eq!((disk.has(1), disk.has(2), disk.has(3)), (0, 42, 0));
+    assert_eq!(dirty_pages(), 0);
+    drop(file);
+    lab.done();
+}
+
 /// What was stored behind the end of a file is no part of it when it grows.
 #[test]
 fn what_lies_behind_the_end_is_nobodys() {
