@@ -6,6 +6,7 @@
 #include <linux/io_uring.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -58,6 +59,7 @@ static int take(struct ring *r, struct io_uring_cqe *to) {
   CQ(r, head) = head + 1;
   return 1;
 }
+static unsigned done(struct ring *r) { return CQ(r, tail) - CQ(r, head); }
 static const char *res(int n) { static char b[16]; return n < 0 ? ename(-n) : (snprintf(b, 16, "%d", n), b); }
 static int show(struct ring *r, const char *what) { // everything that is there
   struct io_uring_cqe c;
@@ -548,6 +550,157 @@ static void many_timeouts(void) { // while other rings go
     for (int i = 0; i < GO; i++) munmap(go[i].mem, go[i].size), munmap(go[i].sqes, 64);
   }
 }
+// IORING_SQ_TASKRUN says whether there is something to do: also when one thread calls a request while another looks at it.
+enum { ROUNDS = 5000 };
+static unsigned came;
+static void meet(void) { // of two; at once, so that both do the next thing at the same time
+  unsigned n = (__atomic_fetch_add(&came, 1, __ATOMIC_SEQ_CST) | 1) + 1;
+  while ((int)(__atomic_load_n(&came, __ATOMIC_SEQ_CST) - n) < 0) sched_yield();
+}
+static const uint64_t zero = 0; // written to an eventfd it calls who waits for it to be readable, which it is not
+static void *caller(void *fd) {
+  for (int i = 0; i < ROUNDS; i++) {
+    meet();
+    CHECK(write((int)(long)fd, &zero, 8) == 8);
+    meet();
+  }
+  return 0;
+}
+static void taskrun(void) {
+  struct ring r;
+  pthread_t t;
+  uint64_t b;
+  int e = eventfd(0, 0);
+  open_ring(&r, 1, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
+  ask(&r, IORING_OP_READ, e, &b, 8, 0);
+  CHECK(e >= 0 && enter(r.fd, 1, 0, 0) == 1 && !pthread_create(&t, 0, caller, (void *)(long)e));
+  for (int i = 0; i < ROUNDS; i++) {
+    CHECK(write(e, &zero, 8) == 8);
+    meet();
+    CHECK(enter(r.fd, 0, 0, IORING_ENTER_GETEVENTS) == 0);
+    meet();
+    CHECK(enter(r.fd, 0, 0, IORING_ENTER_GETEVENTS) == 0);
+    CHECK(!(SQ(&r, flags) & IORING_SQ_TASKRUN));
+  }
+  CHECK(!pthread_join(t, 0) && !done(&r));
+  // Another calls it: this one hears of it by the flag alone.
+  pid_t c = fork();
+  if (!c) _exit(write(e, &(uint64_t){5}, 8) != 8);
+  while (!(SQ(&r, flags) & IORING_SQ_TASKRUN) && !done(&r)) sched_yield();
+  R(enter(r.fd, 0, 0, IORING_ENTER_GETEVENTS));
+  int st;
+  CHECK(done(&r) == 1 && b == 5 && !(SQ(&r, flags) & IORING_SQ_TASKRUN) && waitpid(c, &st, 0) == c && !st);
+  close(e);
+  close_ring(&r);
+}
+static void *four(void *r) {
+  CHECK(enter_for_20s(((struct ring *)r)->fd, 0, 4) == 0);
+  return 0;
+}
+static void overflow(struct ring *r) {
+  for (int i = 0; i < 12; i++) {
+    ask(r, IORING_OP_NOP, 0, 0, 0, 0);
+    if (i % 4 == 3) CHECK(enter(r->fd, 4, 0, 0) == 4);
+  }
+  CHECK(SQ(r, flags) & IORING_SQ_CQ_OVERFLOW);
+}
+// What ends a wait for more completions than there are.
+static void ends(void) {
+  struct ring r;
+  int p[2], st;
+  char b[8] = "";
+  struct timespec far = {.tv_sec = 1000}, soon = ms(1);
+  struct io_uring_getevents_arg a = {.ts = (uint64_t)&soon};
+  pid_t me = getpid();
+  CHECK(!pipe(p));
+  open_ring(&r, 8, 0);
+  alarm(60);
+  CHECK(!sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_alarm}, 0));
+  // A timeout that is counted down, and one whose time has come.
+  ask(&r, IORING_OP_TIMEOUT, -1, &far, 1, 1), ask(&r, IORING_OP_READ, p[0], b, 8, 0);
+  R(enter(r.fd, 2, 0, 0));
+  pid_t c = fork();
+  if (!c) { until_asleep(me); _exit(write(p[1], "hello", 5) != 5); }
+  R(enter(r.fd, 0, 4, IORING_ENTER_GETEVENTS));
+  show(&r, b);
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  c = fork();
+  if (!c) _exit(enter(r.fd, 0, 4, IORING_ENTER_GETEVENTS) != 0);
+  until_asleep(c);
+  ask(&r, IORING_OP_TIMEOUT, -1, &soon, 1, 0);
+  R(enter(r.fd, 1, 0, 0));
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  show(&r, "timeout");
+  // One that is removed does not.
+  ask(&r, IORING_OP_TIMEOUT, -1, &far, 1, 0);
+  R(enter(r.fd, 1, 0, 0));
+  c = fork();
+  if (!c) _exit(enter(r.fd, 0, 3, IORING_ENTER_GETEVENTS) != 0 || CQ(&r, tail) - CQ(&r, head) < 3);
+  until_asleep(c);
+  ask(&r, IORING_OP_TIMEOUT_REMOVE, -1, (void *)(uint64_t)r.sent, 0, 0);
+  R(enter(r.fd, 1, 0, 0));
+  until_asleep(c);
+  ask(&r, IORING_OP_NOP, 0, 0, 0, 0);
+  R(enter(r.fd, 1, 0, 0));
+  CHECK(waitpid(c, &st, 0) == c && !st);
+  CQ(&r, head) = CQ(&r, tail);
+  // The end of the time, and a signal: that is said if there is nothing to take.
+  ask(&r, IORING_OP_NOP, 0, 0, 0, 0);
+  R(enter(r.fd, 1, 0, 0));
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 4, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  for (int i = 0; i < 2; i++) {
+    c = fork();
+    if (!c) { until_asleep(me); _exit(kill(me, SIGUSR1)); }
+    R(enter(r.fd, 0, 4, IORING_ENTER_GETEVENTS));
+    CHECK(waitpid(c, &st, 0) == c && !st);
+    show(&r, "a signal");
+  }
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 4, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  soon.tv_nsec = -1;
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 0, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  soon.tv_sec = -1;
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  a.ts = 8;
+  R(syscall(SYS_io_uring_enter, r.fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &a, sizeof a));
+  R(enter(r.fd, 0, 0, IORING_ENTER_SQ_WAIT | IORING_ENTER_SQ_WAKEUP));
+  alarm(0);
+  close(p[0]), close(p[1]);
+  close_ring(&r);
+}
+static void backlog(void) { // who slept through what there was hears of what had no room
+  for (int round = 0; round < 50; round++) {
+    struct ring r;
+    pthread_t t;
+    open_ring(&r, 4, 0);
+    CHECK(!pthread_create(&t, 0, four, &r));
+    for (int i = 0; i < round % 4; i++) sched_yield();
+    overflow(&r);
+    CQ(&r, head) = CQ(&r, tail);
+    CHECK(!pthread_join(t, 0));
+    close_ring(&r);
+  }
+  struct ring r;
+  struct epoll_event e = {EPOLLIN | EPOLLET};
+  int p = epoll_create1(0);
+  open_ring(&r, 4, 0);
+  CHECK(p >= 0 && !epoll_ctl(p, EPOLL_CTL_ADD, r.fd, &e));
+  R(epoll_wait(p, &e, 1, 0));
+  overflow(&r);
+  R(epoll_wait(p, &e, 1, 0));
+  R(epoll_wait(p, &e, 1, 0));
+  CQ(&r, head) = CQ(&r, tail);
+  R(enter(r.fd, 0, 0, IORING_ENTER_GETEVENTS));
+  R(epoll_wait(p, &e, 1, 0));
+  // New requests are done nevertheless.
+  overflow(&r), overflow(&r);
+  int n = 0;
+  do n += done(&r), CQ(&r, head) = CQ(&r, tail), enter(r.fd, 0, 0, IORING_ENTER_GETEVENTS);
+  while (done(&r));
+  say("%d in all, lost: %u\n", n, CQ(&r, overflow));
+  close(p);
+  close_ring(&r);
+}
 static unsigned long seed = 1;
 static unsigned rnd(void) { seed = seed * 6364136223846793005ul + 1442695040888963407ul; return (unsigned)(seed >> 33); }
 static void nonsense(void) { // of this kernel only: a host has operations that do harm
@@ -591,10 +744,22 @@ static void nonsense(void) { // of this kernel only: a host has operations that 
     CHECK(waitpid(c, &st, 0) == c && (!st || st == SIGALRM || st == SIGSEGV || st == SIGBUS));
   }
 }
+static void endless(void) { // of this kernel only: Linux charges them to the program's group
+  struct ring r;
+  int n = 0;
+  open_ring(&r, 64, 0);
+  do for (int i = 0; i < 64; i++) ask(&r, IORING_OP_NOP, 0, 0, 0, 0);
+  while (n++ < 1000 && enter(r.fd, 64, 0, 0) == 64);
+  CHECK(n < 100 && errno == EBUSY);
+  CQ(&r, head) = CQ(&r, tail);
+  CHECK(enter(r.fd, 64, 0, 0) == 64);
+  close_ring(&r);
+}
 static void ours(void) {
   struct utsname u;
   uname(&u);
   if (!strstr(u.version, "Pinfold")) return;
+  endless();
   nonsense();
   FILE *f = fopen("/proc/vmstat", "r");
   char line[128];
@@ -613,7 +778,6 @@ static void begin(struct ring *r, int op, int fd, char *p, size_t len, off_t at)
   for (int i = 0; i < DEEP; i++) ask(r, op, fd, p + i * len, (unsigned)len, at + i * len);
   CHECK(enter(r->fd, DEEP, 0, 0) == DEEP);
 }
-static unsigned done(struct ring *r) { return CQ(r, tail) - CQ(r, head); }
 static void finish(struct ring *r, char *p, size_t len, off_t at) {
   struct io_uring_cqe c;
   char seen[DEEP + 1] = {0};
@@ -861,7 +1025,7 @@ int main(int argc, char **argv) {
   sscanf(u.release, "%d.%d", &major, &minor);
   if (fd < 0 || major < 6 || (major == 6 && minor < 12)) return LACKING; // older ones say other things
   close((int)fd);
-  set_up(), simple(), buffers(), limits(), waiting(), timeouts(), too_many(), at_once(), shared(), cancelled(), many_timeouts(), ours();
+  set_up(), simple(), buffers(), limits(), waiting(), timeouts(), too_many(), at_once(), shared(), cancelled(), many_timeouts(), taskrun(), ends(), backlog(), ours();
   say("done\n");
   return 0;
 }

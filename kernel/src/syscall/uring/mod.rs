@@ -29,7 +29,7 @@ use linux_raw_sys::general::{__NR_io_uring_enter, __NR_io_uring_register, __NR_i
 use linux_raw_sys::io_uring as sys;
 
 use super::Handler;
-use super::args::{deadline as deadline_in, file};
+use super::args::{deadline_in, file};
 use super::poll::with_mask;
 use crate::SysResult;
 use crate::arch::TrapFrame;
@@ -133,8 +133,11 @@ fn setup(f: &mut TrapFrame) -> SysResult {
 }
 
 fn enter(f: &mut TrapFrame) -> SysResult {
-    const KNOWN_FLAGS: u32 =
-        sys::IORING_ENTER_GETEVENTS | sys::IORING_ENTER_SQ_WAKEUP | sys::IORING_ENTER_EXT_ARG;
+    // Two of them are about polling threads, and say nothing to a ring that has none.
+    const KNOWN_FLAGS: u32 = sys::IORING_ENTER_GETEVENTS
+        | sys::IORING_ENTER_SQ_WAKEUP
+        | sys::IORING_ENTER_SQ_WAIT
+        | sys::IORING_ENTER_EXT_ARG;
     let (to_submit, least, flags) = (f.arg(1) as u32, f.arg(2) as u32, f.arg(3) as u32);
     if flags & !KNOWN_FLAGS != 0 {
         return Err(Errno::EINVAL);
@@ -165,9 +168,19 @@ fn wait(f: &TrapFrame, ring: &Ring, least: u32, flags: u32) -> SysResult {
             return Err(Errno::EINVAL);
         }
         (mask, size) = (sigmask, words & u64::from(u32::MAX));
-        deadline = deadline_in(time)?;
+        deadline = patience(time)?;
     }
     with_mask(mask, size, || ring.wait(least, deadline).map(|()| 0))
+}
+
+/// When a wait is over that may take as long as the time at `addr`, which may have any numbers; `None`, a null pointer, is never.
+fn patience(addr: u64) -> Result<Option<u64>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let [sec, nsec]: [i64; 2] = get_user(addr)?;
+    let ns = sec.saturating_mul(1_000_000_000).saturating_add(nsec);
+    Ok(Some(deadline_in(ns.max(0) as u64)))
 }
 
 fn register(f: &mut TrapFrame) -> SysResult {

@@ -4,7 +4,7 @@
 //! `Inner` and only shows them. What the program writes is a number to be masked or compared, never trusted: a wild
 //! tail submits old entries again, a wild head loses the program its own completions.
 //!
-//! A completion that finds no room waits in the backlog, shown by `IORING_SQ_CQ_OVERFLOW`; while one waits nothing
+//! A completion that finds no room waits in the backlog, shown by `IORING_SQ_CQ_OVERFLOW`; while `LONG` wait nothing
 //! new is submitted (EBUSY), so what the kernel keeps for a program that does not listen has an end.
 #![forbid(unsafe_code)]
 
@@ -37,6 +37,9 @@ pub mod at {
     pub const CQ_FLAGS: usize = 84;
     pub const CQES: usize = 128;
 }
+
+/// Completions that may wait for room while new requests are made.
+const LONG: usize = 4096;
 
 const CQE: usize = 16;
 const SQE: usize = 64;
@@ -74,6 +77,8 @@ pub struct Queues {
     calls: AtomicU64,
     /// When the first timeout is due; `u64::MAX`: there is none.
     pub(super) due: AtomicU64,
+    /// Timeouts that are over, but for those that were removed.
+    ended: AtomicU64,
     /// The timekeeper knows this ring.
     pub(super) kept: AtomicBool,
     pub waiters: WaitQueue,
@@ -100,6 +105,7 @@ impl Queues {
             called: AtomicU32::new(0),
             calls: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            ended: AtomicU64::new(0),
             kept: AtomicBool::new(false),
             waiters: WaitQueue::new(),
             watchers: PollQueue::new(),
@@ -174,6 +180,11 @@ impl Queues {
         self.overflown.load(SeqCst)
     }
 
+    /// Whether so many completions wait for room that nothing new is done.
+    pub fn is_full(&self) -> bool {
+        self.is_overflown() && self.inner.lock().backlog.len() >= LONG
+    }
+
     fn room(&self) -> bool {
         self.unread() < self.cq_entries
     }
@@ -222,6 +233,7 @@ impl Queues {
             if over(t) {
                 let t = inner.timeouts.swap_remove(i);
                 self.complete(inner, t.user_data, result);
+                self.ended.fetch_add(1, SeqCst);
             } else {
                 i += 1;
             }
@@ -253,6 +265,11 @@ impl Queues {
         }
     }
 
+    /// Changes by each timeout that is over.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(SeqCst)
+    }
+
     fn announce(&self) {
         self.waiters.wake_all();
         self.watchers.notify();
@@ -271,15 +288,21 @@ impl Queues {
 
     /// One more parked request is called, or one less. The program sees whether there are any.
     pub fn count_called(&self, more: bool) {
+        match more {
+            true => self.called.fetch_add(1, SeqCst),
+            false => self.called.fetch_sub(1, SeqCst),
+        };
+        // Who writes the flag looks once more: others count meanwhile, and what is written last has to be right.
         let flags = self.rings.word(at::SQ_FLAGS);
-        if more {
-            self.called.fetch_add(1, SeqCst);
-        } else if self.called.fetch_sub(1, SeqCst) == 1 {
-            flags.fetch_and(!sys::IORING_SQ_TASKRUN, SeqCst);
-        }
-        // Also where another was called before the flag was lowered.
-        if self.any_called() {
-            flags.fetch_or(sys::IORING_SQ_TASKRUN, SeqCst);
+        loop {
+            let any = self.any_called();
+            match any {
+                true => flags.fetch_or(sys::IORING_SQ_TASKRUN, SeqCst),
+                false => flags.fetch_and(!sys::IORING_SQ_TASKRUN, SeqCst),
+            };
+            if self.any_called() == any {
+                return;
+            }
         }
     }
 

@@ -151,11 +151,11 @@ impl Ring {
         Ok(())
     }
 
-    /// Runs up to `most` submissions; how many were taken. EBUSY while completions wait for room.
+    /// Runs up to `most` submissions; how many were taken. EBUSY while too many completions wait for room.
     pub fn submit(&self, most: u32) -> Result<u32, Errno> {
         self.work();
         let most = most.min(self.queues.queued());
-        if most != 0 && self.queues.is_overflown() {
+        if most != 0 && self.queues.is_full() {
             return Err(Errno::EBUSY);
         }
         let mut done = 0;
@@ -325,29 +325,36 @@ impl Ring {
         self.queues.any_called() && self.transfers.lock().parked.iter().any(Transfer::is_due)
     }
 
-    /// Waits until `least` completions are there to be taken. EINTR, ETIME.
+    /// Waits until `least` completions are there to be taken, or a timeout of the ring is over. EINTR, ETIME if there are none.
     pub fn wait(&self, least: u32, deadline: Option<u64>) -> Result<(), Errno> {
         let queues = &self.queues;
         let least = least.min(queues.cq_entries());
+        let ended = queues.ended();
+        let enough = || queues.unread() >= least || queues.ended() != ended;
+        let fails = |errno| match queues.unread() {
+            0 => Err(errno),
+            _ => Ok(()),
+        };
         loop {
             let calls = queues.calls();
             self.work();
-            if queues.unread() >= least {
+            if enough() {
                 return Ok(());
             }
             // There may be work that a signal ends each time.
             if signal_pending() {
-                return Err(Errno::EINTR);
+                return fails(Errno::EINTR);
             }
-            queues
+            let waited = queues
                 .waiters
                 .wait_while(Sleep::Interruptible, deadline, || {
-                    queues.unread() < least && queues.calls() == calls && !queues.is_overflown()
-                })
-                .map_err(|e| match e {
-                    WaitError::Timeout => Errno::ETIME,
-                    WaitError::Signal => Errno::EINTR,
-                })?;
+                    !enough() && queues.calls() == calls && !queues.is_overflown()
+                });
+            match waited {
+                Ok(()) => {}
+                Err(WaitError::Timeout) => return fails(Errno::ETIME),
+                Err(WaitError::Signal) => return fails(Errno::EINTR),
+            }
         }
     }
 }
