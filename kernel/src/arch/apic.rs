@@ -180,8 +180,7 @@ pub(super) fn add_ioapic(address: u64, gsi_base: u32) {
         base: crate::memory::kspace::map_device(address, 4096, Caching::Off),
         gsi_base,
     };
-    let inputs = io.read(1) >> 16 & 0xff;
-    for i in 0..=inputs {
+    for i in 0..=io.last_input() {
         io.write(0x10 + 2 * i, MASKED);
     }
     *slot = Some(io);
@@ -195,6 +194,10 @@ pub(super) fn override_isa(line: u8, gsi: u32, flags: u16) {
 }
 
 impl IoApic {
+    fn last_input(&self) -> u32 {
+        self.read(1) >> 16 & 0xff
+    }
+
     fn read(&self, reg: u32) -> u32 {
         // SAFETY: the mapped register pair; the lock around it keeps select and data together.
         unsafe {
@@ -220,23 +223,30 @@ pub(super) fn route_isa(line: u8, vector: u8) {
     route(line, 0, 0, vector);
 }
 
-/// Sends the line that the firmware gave a PCI device to `cpu` as `vector`.
-pub fn route_pci(line: u8, cpu: usize, vector: u8) {
-    route(line, PCI, cpu, vector);
+/// Sends the line that the firmware gave a PCI device to `cpu` as `vector`. `None`: no I/O APIC of ours has it.
+pub fn route_pci(line: u8, cpu: usize, vector: u8) -> Option<()> {
+    route(line, PCI, cpu, vector)
 }
 
-fn route(line: u8, flags: u32, cpu: usize, vector: u8) {
+fn route(line: u8, flags: u32, cpu: usize, vector: u8) -> Option<()> {
     let slot = IOAPIC.lock();
-    let Some(io) = slot.as_ref() else { return };
+    let io = slot.as_ref()?;
     let known = ISA[line as usize & 15].load(Ordering::Relaxed);
-    let (gsi, flags) = if known == u32::MAX {
-        (u32::from(line), flags)
-    } else {
-        (known & 0xffff, known >> 16)
+    let (gsi, said) = match known {
+        u32::MAX => (u32::from(line), 0),
+        _ => (known & 0xffff, known >> 16),
     };
-    let low =
-        if flags & 3 == 3 { 1 << 13 } else { 0 } | if flags >> 2 & 3 == 3 { 1 << 15 } else { 0 };
-    let input = gsi - io.gsi_base;
+    // Polarity and trigger; 0 is as usual on that bus.
+    let is = |at: u32| match said >> at & 3 {
+        0 => flags >> at & 3 == 3,
+        said => said == 3,
+    };
+    let low = if is(0) { 1 << 13 } else { 0 } | if is(2) { 1 << 15 } else { 0 };
+    let input = gsi.checked_sub(io.gsi_base)?;
+    if input > io.last_input() {
+        return None;
+    }
     io.write(0x11 + 2 * input, super::apic_id(cpu) << 24);
     io.write(0x10 + 2 * input, low | u32::from(vector));
+    Some(())
 }

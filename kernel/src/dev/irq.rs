@@ -42,12 +42,15 @@ pub fn vector(line: &'static dyn Line) -> Option<u8> {
 struct Wire {
     takers: [Once<&'static dyn Line>; 8],
     given: AtomicUsize,
+    /// That it goes to a CPU.
+    routed: Once<Option<()>>,
 }
 
 static WIRES: [Wire; 16] = [const {
     Wire {
         takers: [const { Once::new() }; 8],
         given: AtomicUsize::new(0),
+        routed: Once::new(),
     }
 }; 16];
 
@@ -62,17 +65,16 @@ impl Line for Wire {
     }
 }
 
-/// Calls `line`, too, when line `irq` of the old machine goes up. All CPUs have some of the lines. `None`: there is no such line, or it
-/// is full.
+/// Calls `line`, too, when line `irq` of the old machine goes up. All CPUs have some of the lines. `None`: there is no such line, it is
+/// full, or it goes nowhere.
 pub fn wire(irq: u8, line: &'static dyn Line) -> Option<()> {
     let wire = WIRES.get(irq as usize)?;
     let n = wire.given.fetch_add(1, Ordering::Relaxed);
     wire.takers.get(n)?.call_once(|| line);
-    if n == 0 {
+    *wire.routed.call_once(|| {
         let cpu = irq as usize % arch::ncpus();
-        arch::route_pci(irq, cpu, vector(wire)?);
-    }
-    Some(())
+        arch::route_pci(irq, cpu, vector(wire)?)
+    })
 }
 
 /// Whether the vector was somebody's, who has been called. From the interrupt handler.
