@@ -353,10 +353,11 @@ impl<R: Ring> Slots<R> {
     /// A free slot, and the lock; `EIO` of a queue that is used no more.
     fn take_slot(&self) -> Result<(usize, IrqGuard<'_, Inner<R>>), Errno> {
         loop {
+            let mut inner = self.inner.lock();
+            // Under the lock: who gives up looks at each slot under it after he has said so, and finds what is put before.
             if self.control.fate() != ALIVE {
                 return Err(Errno::EIO);
             }
-            let mut inner = self.inner.lock();
             if inner.free != 0 {
                 let i = inner.free.trailing_zeros();
                 inner.free &= !(1 << i);
