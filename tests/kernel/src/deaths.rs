@@ -28,8 +28,14 @@ ktest!(overflow_a_kernel_stack, alone, {
     black_box(recurse(0));
 });
 
+// It says which stack it is: it must not go on in the next one.
 ktest!(overflow_a_large_stack, alone, {
-    LargeStack::new().unwrap().run(|| black_box(recurse(0)));
+    LargeStack::new().unwrap().run(|| {
+        let here = 0u8;
+        let top = (&raw const here).addr().next_multiple_of(32 << 10);
+        kernel::info!("bottom: {:#x}", top - (112 << 10));
+        black_box(recurse(0))
+    });
 });
 
 #[inline(never)]
