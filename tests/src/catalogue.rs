@@ -154,6 +154,7 @@ pub const ALONE: &[Program] = &[
     c("cached"),
     c("ext4"),
     c("calls"),
+    c("flights"),
     c("aio"),
     c("edu"),
     c("stray"),

@@ -30,6 +30,12 @@ tests!["ext4":
     bad_blocks_of_a_file_are_its_users_affair,
     hostile_images_harm_nobody,
     a_file_larger_than_memory_is_written,
+    flights_on_one_cpu,
+    flights_on_two_cpus,
+    flights_on_four_cpus,
+    nvme_flights_on_four_cpus,
+    who_takes_blocks_away_waits_for_flights,
+    a_bad_block_of_a_file_is_an_error_of_its_flight,
 ];
 
 /// Runs a tool of e2fsprogs; what it said.
@@ -138,8 +144,18 @@ pub(crate) fn run(
     images: &[(Kind, &str)],
     more: impl FnOnce(&mut Config),
 ) -> Result<Outcome, String> {
+    run_on("ext4", words, cpus, images, more)
+}
+
+fn run_on(
+    program: &str,
+    words: &[&str],
+    cpus: u32,
+    images: &[(Kind, &str)],
+    more: impl FnOnce(&mut Config),
+) -> Result<Outcome, String> {
     let kernel = runner::kernel_for(cpus)?;
-    let outcome = exec(find("ext4"), words, |config| {
+    let outcome = exec(find(program), words, |config| {
         config.kernel = kernel;
         config.smp = cpus;
         config.cmdline = "leakcheck".into();
@@ -353,14 +369,81 @@ fn hostile_images_harm_nobody() -> Verdict {
 
 const HOSTILE: usize = 12;
 
+/// Requests to files that end by themselves: many at once to one in pieces; then on a disk that takes its time.
+fn flights(kind: Kind, cpus: u32) -> Verdict {
+    let [disk, _] = kind.names();
+    let name = format!("flights.{cpus}{}", disk.replace('/', "."));
+    let image = volume(&name, 64, "4096", seed)?;
+    let drive = raw(&image.0);
+    let outcome = run_on("flights", &["load", disk], cpus, &[(kind, &drive)], |_| {})?;
+    checked(&image, &outcome)?;
+    let blocks = tool(
+        "debugfs",
+        &["-R", "blocks /frag", &image.0.to_string_lossy()],
+    )?;
+    let blocks: Vec<u64> = blocks.split_whitespace().flat_map(str::parse).collect();
+    let pieces = 1 + blocks.windows(2).filter(|w| w[1] != w[0] + 1).count();
+    ensure(pieces > 100, "the file is in few pieces", &outcome)?;
+    let slow = format!("{drive},throttling.iops-total=200");
+    let outcome = run_on(
+        "flights",
+        &["slow", disk],
+        cpus,
+        &[(kind, &slow)],
+        |config| {
+            // QEMU would make one of requests that follow each other, and that one is quick.
+            if let (Kind::Virtio, Some(device)) = (kind, config.qemu_args.last_mut()) {
+                device.push_str(",request-merging=off");
+            }
+        },
+    )?;
+    checked(&image, &outcome)
+}
+
+fn flights_on_one_cpu() -> Verdict {
+    flights(Kind::Virtio, 1)
+}
+
+fn flights_on_two_cpus() -> Verdict {
+    flights(Kind::Virtio, 2)
+}
+
+fn flights_on_four_cpus() -> Verdict {
+    flights(Kind::Virtio, 4)
+}
+
+fn nvme_flights_on_four_cpus() -> Verdict {
+    flights(Kind::Nvme(",mdts=1"), 4)
+}
+
+/// A request stands between its landing and its end, and somebody cuts the file, punches it, unlinks it, writes it.
+fn who_takes_blocks_away_waits_for_flights() -> Verdict {
+    let image = volume("flights.race", 64, "4096", seed)?;
+    let kernel = build::test_kernel()?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run_on("flights", &["race", "/dev/vda"], 4, &disks, |config| {
+        config.kernel = kernel;
+    })?;
+    checked(&image, &outcome)
+}
+
 /// A block of one file cannot be written, one of another not read: their users are told, of a write once each, and nobody else is.
 fn bad_blocks_of_a_file_are_its_users_affair() -> Verdict {
-    let image = volume("ext4.bad", 64, "4096", |dir| {
-        fs::write(dir.join("victim"), vec![7; MB as usize])?;
-        fs::write(dir.join("unread"), vec![7; MB as usize])
+    with_bad_blocks("ext4", &[("victim", "write"), ("unread", "read")])
+}
+
+/// One that can be neither read nor written, among requests in flight.
+fn a_bad_block_of_a_file_is_an_error_of_its_flight() -> Verdict {
+    with_bad_blocks("flights", &[("victim", "read"), ("victim", "write")])
+}
+
+fn with_bad_blocks(program: &str, bad: &[(&str, &str)]) -> Verdict {
+    let image = volume(&format!("{program}.bad"), 64, "4096", |dir| {
+        let mut files = bad.iter();
+        files.try_for_each(|(file, _)| fs::write(dir.join(file), vec![7; MB as usize]))
     })?;
     let path = image.0.to_string_lossy();
-    let rule = |file, what| {
+    let rule = |(file, what): &(&str, &str)| {
         let blocks = tool("debugfs", &["-R", &format!("blocks /{file}"), &path])?;
         let mut blocks = blocks
             .split_whitespace()
@@ -370,24 +453,20 @@ fn bad_blocks_of_a_file_are_its_users_affair() -> Verdict {
             "[inject-error]\nevent = \"{what}_aio\"\niotype = \"{what}\"\nsector = \"{sector}\"\nerrno = \"5\"\nonce = \"off\"\n"
         ))
     };
-    let rules = Image(guest_dir().join("ext4.bad.rules.img"));
-    let both = rule("victim", "write")? + &rule("unread", "read")?;
-    fs::write(&rules.0, both).map_err(|error| error.to_string())?;
+    let all: String = bad.iter().map(rule).collect::<Result<_, _>>()?;
+    let rules = Image(guest_dir().join(format!("{program}.bad.rules.img")));
+    fs::write(&rules.0, all).map_err(|error| error.to_string())?;
     let file = format!(
         "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={path},\
          rerror=report,werror=report",
         rules.0.display(),
     );
-    let outcome = run(
-        &["bad", "/dev/vda"],
-        2,
-        &[(Kind::Virtio, &file)],
-        |config| {
-            if let Some(device) = config.qemu_args.last_mut() {
-                device.push_str(",request-merging=off");
-            }
-        },
-    )?;
+    let disks = [(Kind::Virtio, &*file)];
+    let outcome = run_on(program, &["bad", "/dev/vda"], 2, &disks, |config| {
+        if let Some(device) = config.qemu_args.last_mut() {
+            device.push_str(",request-merging=off");
+        }
+    })?;
     // What could not be written is not what the guest saw: the image is sound, and that is all.
     let _ = outcome;
     tool("e2fsck", &["-fn", &path]).map(drop)

@@ -3,7 +3,8 @@
 //! A [`Request`] owns the pins of its memory. Whoever has it answers for the device: the one who makes it, the driver from
 //! `Disk::begin` until the device has said that it is done (or has been reset), then its disk's [`Landing`]. The interrupt handler only
 //! moves it there, for unpinning may free pages, under locks that the interrupted thread may hold; the disk's own thread lets go of the
-//! pages and then tells the [`Job`] that the request is a part of. So who hears that a job is over finds no pin of it.
+//! pages and then tells the [`Job`] that the request is a part of. So who hears that a job is over finds no pin of it, nor of what its
+//! beginner has it [keep](Job::keep): whose end says that the bytes are others now, or that somebody may have the blocks.
 //!
 //! That thread also looks for what is not answered in time. It may have to wait for who writes to the disk's cache, and he for
 //! the disk: so nobody relies on it alone. Who waits for the device gives it up himself.
@@ -12,17 +13,19 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::{mem, ptr};
 use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
+use mm::race::{Point, point};
+use spin::Mutex as Spin;
 
-use super::block::{self, Bounce, Known, Memory, Reached, SECTOR, Way};
+use super::block::{self, Bounce, Memory, Reached, Way};
 use super::iommu::Dma;
 use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::time::now_ns;
-use crate::fs::blockdev::{Cache, moved};
+use crate::fs::blockdev::moved;
 use crate::fs::{Kept, KeptSpan};
 use crate::sync::IrqLock;
 use crate::task::{Sleep, WaitQueue};
@@ -33,10 +36,9 @@ pub type Own = Vec<PageSlot>;
 /// What keeps the memory in its place.
 enum Keeper {
     Fill(PinnedPages<X86, Write, Own>),
-    /// And the cache of what is overwritten.
-    Drain(PinnedPages<X86, Read, Own>, &'static Cache),
-    /// Who has the pins himself; and the cache, if something is overwritten.
-    Kept(Arc<dyn Kept>, Option<&'static Cache>),
+    Drain(PinnedPages<X86, Read, Own>),
+    /// Who has the pins himself.
+    Kept(Arc<dyn Kept>, Way),
     /// The kernel's own.
     Bounce(Bounce, Way),
 }
@@ -45,12 +47,12 @@ impl Keeper {
     fn memory(&self, skip: u64, len: u64) -> Option<Memory<'_>> {
         match self {
             Keeper::Fill(pins) => Memory::to_fill(pins, skip, len),
-            Keeper::Drain(pins, _) => Memory::to_drain(pins, skip, len),
-            Keeper::Kept(owner, cache) => {
+            Keeper::Drain(pins) => Memory::to_drain(pins, skip, len),
+            Keeper::Kept(owner, way) => {
                 let (pins, skip) = owner.pages(skip as usize)?;
-                match cache {
-                    Some(_) => Memory::to_drain(pins, skip as u64, len),
-                    None => Memory::to_fill(pins, skip as u64, len),
+                match way {
+                    Way::Drain => Memory::to_drain(pins, skip as u64, len),
+                    Way::Fill => Memory::to_fill(pins, skip as u64, len),
                 }
             }
             Keeper::Bounce(bounce, way) => Memory::of_kept(bounce, *way).part(skip, len),
@@ -101,28 +103,26 @@ impl Request {
 
     /// A part of `job` that fills `len` bytes of pinned pages, after the first `skip`. `None`: they do not hold that many.
     pub fn fill(
-        known: Known,
+        landing: &'static Landing,
         job: &Arc<Job>,
         sector: u64,
         pins: PinnedPages<X86, Write, Own>,
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        let keeper = Keeper::Fill(pins);
-        Request::new(known.landing, job, sector, skip, len, keeper)
+        Request::new(landing, job, sector, skip, len, Keeper::Fill(pins))
     }
 
-    /// The same, to be read by the device; whose cache forgets what is overwritten, also by one that failed.
+    /// The same, to be read by the device.
     pub fn drain(
-        known: Known,
+        landing: &'static Landing,
         job: &Arc<Job>,
         sector: u64,
         pins: PinnedPages<X86, Read, Own>,
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        let keeper = Keeper::Drain(pins, known.cache);
-        Request::new(known.landing, job, sector, skip, len, keeper)
+        Request::new(landing, job, sector, skip, len, Keeper::Drain(pins))
     }
 
     /// A part that moves `len` bytes of the kernel's own.
@@ -138,16 +138,15 @@ impl Request {
 
     /// A part of `job` that uses `len` bytes of memory that is pinned already. `None`: as above, or they lie in two pins.
     pub fn lent(
-        known: Known,
+        landing: &'static Landing,
         job: &Arc<Job>,
         sector: u64,
         span: KeptSpan<'_>,
         way: Way,
         len: u64,
     ) -> Option<Box<Request>> {
-        let cache = (way == Way::Drain).then_some(known.cache);
-        let keeper = Keeper::Kept(span.owner.clone(), cache);
-        Request::new(known.landing, job, sector, span.at as u64, len, keeper)
+        let keeper = Keeper::Kept(span.owner.clone(), way);
+        Request::new(landing, job, sector, span.at as u64, len, keeper)
     }
 
     /// Lets a device reach the memory, until the end; once. `ENOMEM`, `EIO`.
@@ -175,7 +174,7 @@ impl Request {
         let (skip, len) = (self.skip, self.len);
         match &self.keeper {
             Keeper::Fill(pins) => Memory::again(Way::Fill, pins.pages(), skip, len),
-            Keeper::Drain(pins, _) => Memory::again(Way::Drain, pins.pages(), skip, len),
+            Keeper::Drain(pins) => Memory::again(Way::Drain, pins.pages(), skip, len),
             keeper => keeper.memory(skip, len).expect(THERE),
         }
     }
@@ -187,21 +186,17 @@ impl Request {
 
     /// Lets go of the memory, then tells the job. Where one may sleep.
     fn end(self) {
+        point(X86, Point::Landed);
         if let Some(dma) = self.lent.filter(|dma| dma.translates()) {
             self.memory().take_back(dma);
         }
         let Request {
-            sector,
             keeper,
             job,
             result,
             len,
             ..
         } = self;
-        if let Keeper::Drain(_, cache) | Keeper::Kept(_, Some(cache)) = &keeper {
-            let (first, end) = (sector * SECTOR, sector * SECTOR + len);
-            cache.changed(first..end);
-        }
         drop(keeper);
         job.part(result.map(|()| len).inspect(|&len| moved(len as usize)));
     }
@@ -212,12 +207,14 @@ pub trait Finish: Send + Sync {
     fn finish(&self, result: SysResult);
 }
 
-/// Requests that are one operation together: its bytes count if none has failed, as with Linux's block devices.
+/// Requests that are one operation together: its bytes count if none has failed, as on Linux.
 pub struct Job<T: ?Sized = dyn Finish> {
     /// Those in flight, and one for whoever begins them.
     parts: AtomicU32,
     bytes: AtomicU64,
-    failed: AtomicBool,
+    /// The first error, as a number.
+    failed: AtomicI32,
+    kept: Spin<Option<Box<dyn Send>>>,
     end: T,
 }
 
@@ -226,7 +223,8 @@ impl<T: Finish> Job<T> {
         Job {
             parts: AtomicU32::new(1),
             bytes: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
+            failed: AtomicI32::new(0),
+            kept: Spin::new(None),
             end,
         }
     }
@@ -238,19 +236,35 @@ impl Job {
             Ok(n) => {
                 self.bytes.fetch_add(n, Ordering::Relaxed);
             }
-            Err(_) => self.failed.store(true, Ordering::Relaxed),
+            Err(_) => self.fail(Errno::EIO),
         }
         if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.end.finish(match self.failed.load(Ordering::Relaxed) {
-                true => Err(Errno::EIO),
-                false => Ok(self.bytes.load(Ordering::Relaxed) as usize),
-            });
+            let kept = self.kept.lock().take();
+            drop(kept);
+            self.end.finish(
+                match Errno::new(self.failed.load(Ordering::Relaxed) as u32) {
+                    Some(errno) => Err(errno),
+                    None => Ok(self.bytes.load(Ordering::Relaxed) as usize),
+                },
+            );
         }
     }
 
     /// It is over without any part.
     pub fn over(&self, result: SysResult) {
         self.end.finish(result);
+    }
+
+    /// It has failed, whatever comes of what is in flight. Before [`Job::begun`].
+    pub fn fail(&self, errno: Errno) {
+        let _ = self
+            .failed
+            .compare_exchange(0, errno.raw(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// `guard` is dropped when all parts are over, before anybody hears of it; where one may sleep. Before [`Job::begun`].
+    pub fn keep(&self, guard: impl Send + 'static) {
+        *self.kept.lock() = Some(Box::new(guard));
     }
 
     /// All parts have been begun.

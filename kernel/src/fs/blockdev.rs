@@ -10,7 +10,6 @@
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
-use alloc::vec;
 use core::fmt;
 use core::ops::Range;
 use core::ptr;
@@ -27,7 +26,7 @@ use crate::SysResult;
 use crate::arch::X86;
 use crate::arch::uaccess::{get_user, put_user};
 use crate::dev::block::{self, Disk, Known, Memory, PIECES, SECTOR, Way};
-use crate::dev::flight::{Job, Request};
+use crate::dev::flight::Job;
 use crate::sync::RwLock;
 use crate::task::space::can_wait;
 use mm::gup::{PageSlot, Read, Write};
@@ -195,6 +194,15 @@ pub fn sync() {
     }
 }
 
+/// Bytes that are being overwritten past the cache, which forgets them when that is over, well or not.
+struct Overwritten(&'static Cache, Range<u64>);
+
+impl Drop for Overwritten {
+    fn drop(&mut self) {
+        self.0.changed(self.1.clone());
+    }
+}
+
 impl Device {
     fn bytes(&self) -> u64 {
         self.known.disk.sectors() * SECTOR
@@ -261,39 +269,6 @@ impl Device {
         let n = memory.bytes() as usize;
         moved(n);
         Ok(n)
-    }
-
-    /// The same, begun as a part of `job`, which is told what comes of it. `EAGAIN`: memory is short, and nobody knows when what has been
-    /// begun will end.
-    fn launch(
-        &self,
-        front: Front<'_>,
-        pos: u64,
-        most: u64,
-        way: Way,
-        job: &Arc<Job>,
-    ) -> Result<SysResult, Errno> {
-        let (sector, unit) = (pos / SECTOR, u64::from(self.known.disk.block()));
-        let known = self.known;
-        crate::memory::headroom().map_err(|_| Errno::EAGAIN)?;
-        let (request, len) = match (front, way) {
-            (Front::User(span), Way::Fill) => {
-                let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
-                let (pins, skip, len) = direct::pin::<Write, _>(span, most, unit, slots)?;
-                (Request::fill(known, job, sector, pins, skip, len), len)
-            }
-            (Front::User(span), Way::Drain) => {
-                let slots = vec![PageSlot::EMPTY; direct::pages(span, most)];
-                let (pins, skip, len) = direct::pin::<Read, _>(span, most, unit, slots)?;
-                (Request::drain(known, job, sector, pins, skip, len), len)
-            }
-            (Front::Kept(span), way) => {
-                let (_, _, len) = span.part(most, unit)?;
-                (Request::lent(known, job, sector, span, way, len), len)
-            }
-        };
-        self.known.disk.begin(request.ok_or(Errno::EFAULT)?);
-        Ok(Ok(len as usize))
     }
 
     /// What is dirty of `range` is on the disk: a direct transfer follows.
@@ -381,12 +356,18 @@ impl FileOps for Device {
             return None;
         }
         let way = if write { Way::Drain } else { Way::Fill };
-        if let Err(errno) = self.settle(pos..pos + len as u64) {
+        let range = pos..pos + len as u64;
+        if let Err(errno) = self.settle(range.clone()) {
             return Some(Err(errno));
         }
-        Some(self.direct(buf, &mut pos, len, |front, pos, most| {
-            self.launch(front, pos, most, way, job)
-        }))
+        let Known { disk, landing, .. } = self.known;
+        let begun = self.direct(buf, &mut pos, len, |front, pos, most| {
+            direct::launch(disk, landing, front, pos / SECTOR, most, way, job).map(Ok)
+        });
+        if write && begun.is_ok() {
+            job.keep(Overwritten(self.known.cache, range));
+        }
+        Some(begun)
     }
 
     fn splices_by_copy(&self) -> bool {

@@ -1,12 +1,17 @@
 //! The caller's pages for a device (O_DIRECT): pinned for one transfer, or lent by who keeps them pinned for longer.
 #![forbid(unsafe_code)]
 
-use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Slots, Write, pin_user_pages_fast};
+use alloc::sync::Arc;
+use alloc::vec;
+
+use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
 use mm::{Errno, PAGE_SIZE};
 
 use super::iobuf::{Front, KeptSpan, LongPin, UserSpan};
+use crate::SysResult;
 use crate::arch::X86;
-use crate::dev::block::{Memory, PIECES};
+use crate::dev::block::{Disk, Memory, PIECES, Way};
+use crate::dev::flight::{Job, Landing, Request};
 use crate::task::current;
 use crate::task::space::can_wait;
 
@@ -101,4 +106,39 @@ impl<'a> Front<'a> {
             }
         }
     }
+}
+
+/// Begins one transfer, of at most `most` bytes from or to `sector` on, as a part of `job`, which is told what comes of it: how many
+/// bytes, or why their memory could not be pinned. `EAGAIN`: memory is short, and nobody knows when what has been begun will end.
+pub fn launch(
+    disk: &'static dyn Disk,
+    landing: &'static Landing,
+    front: Front<'_>,
+    sector: u64,
+    most: u64,
+    way: Way,
+    job: &Arc<Job>,
+) -> SysResult {
+    crate::memory::headroom().map_err(|_| Errno::EAGAIN)?;
+    let unit = u64::from(disk.block());
+    let (request, len) = match (front, way) {
+        (Front::User(span), Way::Fill) => {
+            let slots = vec![PageSlot::EMPTY; pages(span, most)];
+            let (pins, skip, len) = pin::<Write, _>(span, most, unit, slots)?;
+            let request = Request::fill(landing, job, sector, pins, skip, len);
+            (request, len)
+        }
+        (Front::User(span), Way::Drain) => {
+            let slots = vec![PageSlot::EMPTY; pages(span, most)];
+            let (pins, skip, len) = pin::<Read, _>(span, most, unit, slots)?;
+            let request = Request::drain(landing, job, sector, pins, skip, len);
+            (request, len)
+        }
+        (Front::Kept(span), way) => {
+            let (_, _, len) = span.part(most, unit)?;
+            (Request::lent(landing, job, sector, span, way, len), len)
+        }
+    };
+    disk.begin(request.ok_or(Errno::EFAULT)?);
+    Ok(len as usize)
 }

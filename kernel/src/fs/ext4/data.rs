@@ -1,8 +1,9 @@
 //! Open files of ext4.
 //!
 //! Who changes the size, or writes past the page cache, holds the node's `io` alone; so does `write`, as on Linux, and no copy into a
-//! page runs while a direct write drops it. Direct reads share `io`.
+//! page runs while a direct write drops it. Direct reads share `io`; so does, while it is begun, what ends by itself ([`Flight`]).
 
+use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 use linux_raw_sys::general as sys;
@@ -10,19 +11,29 @@ use mm::gup::{PageSlot, Read, Write};
 use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{PreallocationOptions, RangeOperation, ZeroRangeOptions};
 
-use super::file::Place;
+use super::file::{Flight, Place};
 use super::node::{Body, Node, Regular};
 use crate::SysResult;
-use crate::dev::block::{PIECES, SECTOR};
+use crate::dev::block::{PIECES, SECTOR, Way};
+use crate::dev::flight::Job;
 use crate::fs::blockdev::{copied, moved};
 use crate::fs::caller;
+use crate::fs::direct;
 use crate::fs::file::File;
 use crate::fs::inode::{DirSink, FileOps, Mappable};
 use crate::fs::iobuf::{Front, IoBuf};
 use crate::fs::mapped;
+use crate::sync::WriteGuard;
 use crate::task::space::can_wait;
 
 impl Regular {
+    /// `io` alone, and nothing is in flight.
+    fn alone(&self) -> WriteGuard<'_, ()> {
+        let io = self.io.write();
+        self.bytes.still();
+        io
+    }
+
     /// Straight from the disk into the caller's pages, which it is the caller's affair to have aligned. Holes are zeroes.
     /// What fails, fails whole, as ext4 on Linux: no part of it counts.
     fn read_direct(&self, buf: &mut IoBuf<'_>, pos: &mut u64, end: u64) -> SysResult {
@@ -118,6 +129,20 @@ impl Regular {
         Ok(n)
     }
 
+    /// Begins one transfer, as far as the file lies in a row there. The caller shares `io`, and all of `pos..end` is on the disk.
+    fn launch(&self, front: Front<'_>, pos: u64, end: u64, way: Way, job: &Arc<Job>) -> SysResult {
+        let bytes = &self.bytes;
+        let blocks = bytes.blocks.read();
+        let map = bytes.map(pos, end)?;
+        let (run, place) = map.run(pos, end.min(map.end()));
+        drop(blocks);
+        let Place::At(first) = place else {
+            return Err(Errno::EIO);
+        };
+        let (disk, landing) = (bytes.fs.disk, bytes.fs.landing);
+        direct::launch(disk, landing, front, first / SECTOR, run, way, job)
+    }
+
     /// The same through the cache, for what is no whole block, and then on the disk.
     fn write_edges(&self, buf: &mut IoBuf<'_>, pos: &mut u64) -> SysResult {
         let start = *pos;
@@ -149,7 +174,7 @@ impl Node {
 
     /// truncate.
     pub(super) fn cut(&self, file: &Regular, len: u64) -> Result<(), Errno> {
-        let _io = file.io.write();
+        let _io = file.alone();
         if len < file.content.size() {
             let old = file.content.size();
             file.content.truncate(len)?;
@@ -183,6 +208,54 @@ impl Node {
             true => Ok(true),
             false => Err(Errno::EINVAL),
         }
+    }
+
+    /// The caller shares `io`. `None`: not all of it is on the disk, in whole blocks that stay what they are.
+    fn begin_direct(
+        &self,
+        regular: &Regular,
+        buf: &mut IoBuf<'_>,
+        pos: u64,
+        write: bool,
+        job: &Arc<Job>,
+    ) -> Result<Option<usize>, Errno> {
+        let (bytes, object) = (&regular.bytes, regular.content.object());
+        let wanted = pos.saturating_add(buf.left() as u64);
+        let (way, unit, end) = match write {
+            true => (Way::Drain, self.fs.block, wanted),
+            false => {
+                let end = wanted.min(regular.content.size());
+                (Way::Fill, u64::from(self.fs.disk.block()), end)
+            }
+        };
+        let whole = pos.is_multiple_of(unit) && end.is_multiple_of(unit);
+        if pos >= end || !whole || write && end > caller::file_limit() {
+            return Ok(None);
+        }
+        regular.content.write_back(pos..end)?;
+        let size = bytes.size.load(Ordering::Acquire);
+        if end > size - size % unit || !bytes.are_there(pos..end)? {
+            return Ok(None);
+        }
+        let flight = Flight::new(bytes, object, write.then_some(pos..end));
+        let mut at = pos;
+        while at < end
+            && let Some(front) = buf.front()
+        {
+            match regular.launch(front, at, end, way, job) {
+                Ok(n) => {
+                    buf.skip(n);
+                    at += n as u64;
+                }
+                Err(errno) if at == pos => return Err(errno),
+                Err(errno) => {
+                    job.fail(errno);
+                    break;
+                }
+            }
+        }
+        job.keep(flight);
+        Ok(Some((at - pos) as usize))
     }
 
     fn write_locked(
@@ -264,7 +337,7 @@ impl FileOps for Node {
 
     fn put(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64, append: bool) -> SysResult {
         let regular = self.file()?;
-        let io = regular.io.write();
+        let io = regular.alone();
         let done = self.write_locked(regular, file, buf, pos, append);
         drop(io);
         let n = done?;
@@ -275,6 +348,30 @@ impl FileOps for Node {
             }
         }
         Ok(n)
+    }
+
+    fn begin(
+        &self,
+        file: &File,
+        buf: &mut IoBuf<'_>,
+        pos: u64,
+        write: bool,
+        job: &Arc<Job>,
+    ) -> Option<SysResult> {
+        let regular = self.file().ok()?;
+        let waits = file.flags() & sys::O_DSYNC != 0 || file.append();
+        if write && waits || self.is_direct(file, buf, pos) != Ok(true) {
+            return None;
+        }
+        let _io = regular.io.read();
+        let begun = self.begin_direct(regular, buf, pos, write, job);
+        let begun = begun.transpose()?;
+        if begun.is_ok() && write {
+            self.modified();
+        } else if begun.is_ok() && file.flags() & sys::O_NOATIME == 0 {
+            self.attrs.accessed();
+        }
+        Some(begun)
     }
 
     fn size(&self) -> u64 {
@@ -335,7 +432,7 @@ impl FileOps for Node {
             .checked_add(len)
             .filter(|end| *end <= self.fs.file_end);
         let end = end.ok_or(Errno::EFBIG)?;
-        let _io = file.io.write();
+        let _io = file.alone();
         let grows = !keep_size && end > file.content.size();
         if grows && end > caller::file_limit() {
             return Err(caller::file_too_large());

@@ -4,6 +4,13 @@
 //! device is done; who gives the file blocks, or takes them away, holds it alone and forgets the map. So no transfer
 //! meets a block that has become another file's.
 //!
+//! A transfer that ends by itself ([`Flight`]) holds no lock: the disk's thread ends it, and must not wait for who waits for that. It is
+//! begun under the node's `io`, and counted. Blocks that are initialised are taken away by nobody but who holds `io` alone,
+//! or by who frees an inode when its page cache has gone. The former waits first until nothing is in flight
+//! ([`Bytes::still`], Linux's `inode_dio_wait`), before it takes any other lock; a flight keeps the page cache. So does who copies into
+//! cached pages: a flight that has written drops them when it ends. Only whole blocks that are all there are begun; what meets a hole,
+//! blocks that nobody has written, or the block that the file ends in is done while its caller waits.
+//!
 //! Bytes go straight from their frames to blocks that the file has and that hold bytes of it already. Others go through
 //! `rsext4`, which gives the file the block and marks it as written once the bytes are there ([`Lent`](super::io::Lent)). So do
 //! the bytes of a block that the file ends in: who makes a file longer changes the size with them.
@@ -13,7 +20,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use mm::object::cache::{Dirty, Source, Unfilled};
 use mm::phys::dirty_pages;
 use mm::wait::CanWait;
@@ -26,10 +33,12 @@ use super::io::{LENT, errno};
 use super::{Fs, Volume};
 use crate::arch::X86;
 use crate::dev::block::{Bounce, Memory, SECTOR, Way};
+use crate::fs::content::pages_of;
 use crate::fs::inode::Object;
 use crate::fs::writeback;
 use crate::sync::RwLock;
 use crate::task::space::can_wait;
+use crate::task::{Sleep, WaitQueue};
 
 /// Bytes of a file that are looked up at once, and extents.
 const WINDOW: u64 = 64 << 20;
@@ -52,6 +61,9 @@ pub struct Bytes {
     kept: Spin<Range<u64>>,
     /// The node knows how many blocks there are.
     pub counted: AtomicBool,
+    /// Transfers that end by themselves, and who waits for the last.
+    flights: AtomicU32,
+    landed: WaitQueue,
 }
 
 /// Where the bytes of `range` are; what is in no run is a hole or was never written, and reads as zeroes.
@@ -113,6 +125,8 @@ impl Bytes {
             map: Spin::new(None),
             kept: Spin::new(0..0),
             counted: AtomicBool::new(true),
+            flights: AtomicU32::new(0),
+            landed: WaitQueue::new(),
         })
     }
 
@@ -157,6 +171,24 @@ impl Bytes {
         let map = Arc::new(Map { range, runs });
         *self.map.lock() = Some(map.clone());
         Ok(map)
+    }
+
+    /// Whether all bytes of `range` are on the disk.
+    pub fn are_there(&self, range: Range<u64>) -> Result<bool, Errno> {
+        let _blocks = self.blocks.read();
+        let mut all = true;
+        self.parts(range, |_, _, place| {
+            all &= matches!(place, Place::At(_));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Waits until nothing is in flight. The caller holds the node's `io` alone.
+    pub fn still(&self) {
+        let _ = self.landed.wait_while(Sleep::Uninterruptible, None, || {
+            self.flights.load(Ordering::SeqCst) != 0
+        });
     }
 
     /// The blocks are others now. The caller holds `blocks` alone.
@@ -402,6 +434,39 @@ impl Bytes {
             at += len;
         }
         Ok(())
+    }
+}
+
+/// A direct transfer that ends by itself.
+pub struct Flight {
+    bytes: Arc<Bytes>,
+    /// As long as it is there, the inode is.
+    object: Arc<Object>,
+    /// What it overwrites.
+    written: Option<Range<u64>>,
+}
+
+impl Flight {
+    /// The caller holds the node's `io`.
+    pub fn new(bytes: &Arc<Bytes>, object: &Arc<Object>, written: Option<Range<u64>>) -> Flight {
+        bytes.flights.fetch_add(1, Ordering::SeqCst);
+        Flight {
+            bytes: bytes.clone(),
+            object: object.clone(),
+            written,
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        // Also of one that failed: nobody knows how far it came.
+        if let Some((first, end)) = self.written.as_ref().map(pages_of) {
+            self.object.invalidate(&mut can_wait(), first, end);
+        }
+        if self.bytes.flights.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.bytes.landed.wake_all();
+        }
     }
 }
 

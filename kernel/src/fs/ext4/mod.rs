@@ -7,7 +7,8 @@
 //!
 //! `rsext4` needs more stack than a thread has and one caller at a time: `Fs::with` takes the mount's lock and calls it on
 //! the mount's own stack. Lock order, outermost first: dentry `busy` → a node's `io` → page cache (resize, a folio) → a
-//! file's `blocks` → the mount → its table of nodes. Nobody touches user memory below `blocks`.
+//! file's `blocks` → the mount → its table of nodes. Nobody touches user memory below `blocks`. Who waits for transfers in flight
+//! has nothing of this but `busy` and `io`, and who ends them takes neither.
 //!
 //! One `Node` for an inode number, and one page cache: the table knows both weakly, since dirty pages outlive the last use of
 //! a node. The nodes that were used last are kept, and with them their pages, while the file system is mounted.
@@ -41,6 +42,7 @@ use super::dentry::Dentry;
 use super::inode::FsStat;
 use crate::arch::X86;
 use crate::dev::block::{Disk, Known, SECTOR};
+use crate::dev::flight::Landing;
 use crate::memory::kspace::LargeStack;
 use crate::sync::Mutex;
 use crate::task::{Sleep, WaitQueue};
@@ -61,6 +63,7 @@ pub struct Fs {
     disk: &'static dyn Disk,
     /// Until it is unmounted.
     claim: Option<Claim>,
+    landing: &'static Landing,
     dev: u64,
     /// Bytes of a block.
     block: u64,
@@ -205,6 +208,7 @@ impl Fs {
             file_end: (block << 32).saturating_sub(block).min(MAX_SIZE),
             disk: known.disk,
             claim: Some(claim),
+            landing: known.landing,
             dev: makedev(known.major, known.minor),
             read_only,
             core: Mutex::new(Some(Core { volume, stack })),

@@ -1,7 +1,7 @@
 //! Linux's own asynchronous I/O: `io_setup` and its kin.
 //!
-//! What a file can do by itself (`FileOps::begin`: a disk that was opened with O_DIRECT) is begun at submission and ends when the device
-//! does; anything else is done at submission. Nothing can be cancelled, as in Linux.
+//! What a file can do by itself (`FileOps::begin`: a disk, or a file on one, that was opened with O_DIRECT) is begun at submission and ends
+//! when the device does; anything else is done at submission. Nothing can be cancelled, as in Linux.
 #![forbid(unsafe_code)]
 
 mod context;
@@ -26,6 +26,7 @@ use crate::task::{Space, current};
 use context::{Context, Event};
 use mm::Errno;
 use mm::ops::{self, FileMap, MmapArgs};
+use spin::Mutex as Spin;
 
 /// What an iocb asks, and that its end is counted by an eventfd (`linux/aio_abi.h`).
 const IOCB_CMD_PREAD: u16 = 0;
@@ -130,6 +131,8 @@ struct Iocb {
     data: u64,
     at: u64,
     eventfd: Option<Arc<File>>,
+    /// Stays open until it is over, and no longer.
+    file: Spin<Option<Arc<File>>>,
 }
 
 impl Finish for Iocb {
@@ -140,6 +143,8 @@ impl Finish for Iocb {
             Err(e) if e.raw() >= Errno::ERESTARTSYS.raw() => -i64::from(Errno::EINTR.raw()),
             Err(e) => -i64::from(e.raw()),
         };
+        let file = self.file.lock().take();
+        drop(file);
         self.context.post(&Event(self.data, self.at, result));
         if let Some(event) = self.eventfd.as_ref().and_then(|f| f.ops_as::<EventFd>()) {
             event.count_one();
@@ -197,6 +202,7 @@ fn run(context: &Arc<Context>, at: u64, f: &Fields) -> Result<(), Errno> {
         data: f.data,
         at,
         eventfd,
+        file: Spin::new(Some(file.clone())),
     }));
     match f.opcode {
         IOCB_CMD_PREAD | IOCB_CMD_PREADV => transfer(&file, f, false, &job),

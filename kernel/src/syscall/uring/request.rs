@@ -21,6 +21,7 @@ use crate::syscall::file::{RWF_SYNCED, vector_flags};
 use crate::task::time;
 use crate::task::{Space, current};
 use mm::Errno;
+use spin::Mutex as Spin;
 
 /// The operations that there are.
 pub const KNOWN: [op; 11] = [
@@ -329,8 +330,8 @@ impl Transfer {
         Ok(done)
     }
 
-    /// Begins it, where the file can end it by itself (a disk that was opened with O_DIRECT): then its completion comes when it
-    /// does. `None`: nothing was begun.
+    /// Begins it, where the file can end it by itself (a disk, or a file on one, that was opened with O_DIRECT): then its completion
+    /// comes when it does. `None`: nothing was begun.
     pub fn begin(&self, queues: &Arc<Queues>) -> Option<Result<(), Errno>> {
         let pos = self.pos?;
         if self.sync || self.file.flags() & O_DIRECT == 0 {
@@ -342,7 +343,7 @@ impl Transfer {
         let job: Arc<Job> = Arc::new(Job::new(Flight {
             queues: queues.clone(),
             user_data: self.user_data,
-            _file: self.file.clone(),
+            file: Spin::new(Some(self.file.clone())),
         }));
         let (file, buf) = (&self.file, &mut self.buf());
         let begun = file.ops().begin(file, buf, pos, self.write, &job)?;
@@ -350,15 +351,18 @@ impl Transfer {
     }
 }
 
-/// What is left of a transfer that has been begun: its file stays open.
+/// What is left of a transfer that has been begun.
 struct Flight {
     queues: Arc<Queues>,
     user_data: u64,
-    _file: Arc<File>,
+    /// Stays open until it is over, and no longer.
+    file: Spin<Option<Arc<File>>>,
 }
 
 impl Finish for Flight {
     fn finish(&self, result: SysResult) {
+        let file = self.file.lock().take();
+        drop(file);
         self.queues.post(self.user_data, told(result));
     }
 }
