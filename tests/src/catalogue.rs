@@ -160,6 +160,7 @@ pub const ALONE: &[Program] = &[
     c("stray"),
     c("devmem"),
     c("fb"),
+    c("unplug"),
 ];
 
 impl Program {

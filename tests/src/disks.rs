@@ -11,11 +11,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const MB: usize = 1 << 20;
-const SIZE: usize = 64 * MB;
+pub(crate) const MB: usize = 1 << 20;
+pub(crate) const SIZE: usize = 64 * MB;
 
 /// What `guest/c/direct.c` expects in the eight bytes at `at`.
-fn pattern(at: usize) -> u64 {
+pub(crate) fn pattern(at: usize) -> u64 {
     (at as u64 / 8 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

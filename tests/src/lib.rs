@@ -19,11 +19,13 @@ pub mod host;
 pub mod iommu;
 pub mod ktests;
 pub mod machines;
+mod monitor;
 pub mod plug;
 pub mod runner;
 pub mod screen;
 #[cfg(test)]
 mod spec;
+mod unplug;
 
 use std::path::PathBuf;
 

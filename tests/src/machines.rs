@@ -34,6 +34,11 @@ use crate::iommu::{
     requests_behind_an_iommu, rings_behind_an_iommu,
 };
 use crate::screen::a_picture_is_on_the_screen;
+use crate::unplug::{
+    a_disk_is_taken_out_on_four_cpus, a_disk_is_taken_out_on_one_cpu,
+    a_disk_is_taken_out_on_two_cpus, an_edu_is_taken_out, an_nvme_disk_is_taken_out,
+    disks_are_taken_out_behind_an_iommu,
+};
 use crate::{batch, diff, host, ktests, runner};
 use launcher::{Config, Mode, Outcome};
 use std::time::{Duration, Instant};
@@ -121,6 +126,12 @@ tests!["machine":
     dev_mem_shows_devices,
     dev_mem_shows_ram_if_it_may,
     a_picture_is_on_the_screen,
+    a_disk_is_taken_out_on_one_cpu,
+    a_disk_is_taken_out_on_two_cpus,
+    a_disk_is_taken_out_on_four_cpus,
+    an_nvme_disk_is_taken_out,
+    disks_are_taken_out_behind_an_iommu,
+    an_edu_is_taken_out,
     disks_behind_an_iommu_on_one_cpu,
     disks_behind_an_iommu_on_two_cpus,
     disks_behind_an_iommu_on_four_cpus,

@@ -2,12 +2,9 @@
 
 use crate::build;
 use crate::console::Console;
-use crate::guest_dir;
 use crate::machines::{Verdict, find};
+use crate::monitor::{Gone, Monitor};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 1024;
 const HEIGHT: usize = 768;
@@ -17,59 +14,6 @@ fn pixel(x: usize, y: usize) -> [u8; 3] {
     match y {
         100 => [0x12, 0x34, 0x56],
         _ => [(x / 4) as u8, (y / 3) as u8, (x ^ y) as u8],
-    }
-}
-
-/// A file that is gone when the test is over.
-pub(crate) struct Gone(pub(crate) PathBuf);
-
-impl Gone {
-    pub(crate) fn named(name: &str) -> Self {
-        let gone = Gone(guest_dir().join(name));
-        let _ = fs::remove_file(&gone.0);
-        gone
-    }
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// QEMU's monitor.
-pub(crate) struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    /// Of a machine with these [words](Monitor::words); it has been greeted.
-    pub(crate) fn of(socket: &Path) -> Result<Self, String> {
-        let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
-        let mut monitor = Monitor(BufReader::new(stream));
-        monitor.says(r#"{"execute":"qmp_capabilities"}"#)?;
-        Ok(monitor)
-    }
-
-    pub(crate) fn words(socket: &Path) -> [String; 2] {
-        let place = format!("unix:{},server=on,wait=off", socket.display());
-        ["-qmp".into(), place]
-    }
-
-    /// Says a command; events may come before the answer, which is returned.
-    pub(crate) fn says(&mut self, command: &str) -> Result<String, String> {
-        let failed = |error: std::io::Error| format!("{command}: {error}");
-        writeln!(self.0.get_mut(), "{command}").map_err(failed)?;
-        loop {
-            let mut line = String::new();
-            if self.0.read_line(&mut line).map_err(failed)? == 0 {
-                return Err(format!("{command}: no answer"));
-            }
-            if line.starts_with("{\"error\"") {
-                return Err(format!("{command}: {line}"));
-            }
-            if line.starts_with("{\"return\"") {
-                return Ok(line);
-            }
-        }
     }
 }
 

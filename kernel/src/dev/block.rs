@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Deref;
+use core::ptr;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
 use mm::object::cache::{Dirty, Unfilled, WINDOW};
 use mm::{Errno, PAGE_SHIFT, PAGE_SIZE};
@@ -11,8 +12,10 @@ use spin::Mutex as Spin;
 
 use super::flight::{self, Landing, Request};
 use super::iommu::Dma;
+use super::slots::Control;
 use crate::arch::X86;
 use crate::fs::blockdev::Cache;
+use crate::fs::{self, devfs};
 use crate::memory::{direct, frames};
 
 /// What disks count in.
@@ -322,6 +325,8 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> Result<(), Errno>;
     /// The sectors' contents are wanted no more. `EOPNOTSUPP`.
     fn discard(&self, sector: u64, sectors: u64) -> Result<(), Errno>;
+    /// How its device is stopped, which may have other disks, too.
+    fn control(&self) -> &'static Control;
 }
 
 /// Which of Linux's majors a disk has.
@@ -353,6 +358,8 @@ impl Family {
 #[derive(Clone, Copy)]
 pub struct Known {
     pub disk: &'static dyn Disk,
+    /// Its device is going, or has gone: nobody opens it any more.
+    gone: bool,
     pub major: u32,
     pub minor: u32,
     pub landing: &'static Landing,
@@ -389,6 +396,7 @@ pub fn add(disk: &'static dyn Disk, family: Family) {
     let n = disks.len();
     disks.push(Known {
         disk,
+        gone: false,
         major,
         minor: before * family.minors(),
         landing,
@@ -409,6 +417,28 @@ pub fn known(major: u32, minor: u32) -> Option<Known> {
     let disks = DISKS.lock();
     disks
         .iter()
-        .find(|d| (d.major, d.minor) == (major, minor))
+        .find(|d| (d.major, d.minor) == (major, minor) && !d.gone)
         .copied()
+}
+
+/// A device is to go, and does so by `let_go`: nobody finds its disks any more, and they have what was written to them; afterwards they are
+/// empty. Returns what `let_go` does. May sleep.
+pub fn depart(control: &Control, let_go: impl FnOnce() -> bool) -> bool {
+    let mut leaving = Vec::new();
+    for known in DISKS.lock().iter_mut() {
+        if ptr::eq(known.disk.control(), control) {
+            known.gone = true;
+            leaving.push(*known);
+        }
+    }
+    for known in &leaving {
+        devfs::forget(known.disk.name());
+        fs::sync_disk(*known);
+    }
+    let quiet = let_go();
+    for known in leaving {
+        known.cache.empty();
+        crate::info!("{}: has gone", known.disk.name());
+    }
+    quiet
 }

@@ -3,6 +3,7 @@
 
 use spin::Once;
 
+use super::Driver;
 use super::pci::{Function, Window};
 use crate::fs::IoBuf;
 
@@ -70,15 +71,13 @@ pub fn screen() -> Option<&'static Screen> {
     SCREEN.get()
 }
 
+/// The first one is taken.
 pub fn is_one(function: Function) -> bool {
-    function.id() == ID && function.class() == CLASS
+    function.id() == ID && function.class() == CLASS && SCREEN.get().is_none()
 }
 
-/// The first one is taken. `None`: it is not what it should be.
-pub fn start(function: Function) -> Option<()> {
-    if SCREEN.get().is_some() {
-        return Some(());
-    }
+/// `None`: it is not what it should be.
+pub fn start(function: Function) -> Option<&'static dyn Driver> {
     function.enable();
     let vbe = function.registers(2, VBE, VBE_LEN)?;
     let id = vbe.read16(2 * VBE_ID);
@@ -100,6 +99,12 @@ pub fn start(function: Function) -> Option<()> {
     }
     let (width, height) = (Screen::WIDTH, Screen::HEIGHT);
     crate::info!("fb0: {width} by {height}, {} MiB", window.len >> 20);
-    SCREEN.call_once(|| Screen { window, base });
-    Some(())
+    Some(SCREEN.call_once(|| Screen { window, base }))
+}
+
+impl Driver for Screen {
+    /// Whoever has its memory mapped goes on drawing.
+    fn let_go(&self) -> bool {
+        false
+    }
 }

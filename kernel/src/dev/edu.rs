@@ -14,14 +14,18 @@
 //! says otherwise, which no register shows: a transfer that lands elsewhere is the machine's mistake.
 
 use alloc::boxed::Box;
-use mm::Errno;
-use spin::Once;
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use mm::Errno;
+use spin::Mutex as Spin;
+
+use super::Driver;
 use super::block::{Lent, Memory, Way};
 use super::iommu::Dma;
 use super::irq::{self, Line};
 use super::pci::{Function, Registers, Window};
 use crate::arch::time::now_ns;
+use crate::fs::devfs;
 use crate::sync::{Mutex, MutexGuard};
 use crate::task::{Sleep, WaitError, WaitQueue};
 
@@ -66,6 +70,8 @@ pub struct Edu {
     /// One request at a time; whether the device is alive.
     turn: Mutex<bool>,
     waiting: WaitQueue,
+    /// It is to be taken out: no more turns.
+    leaving: AtomicBool,
 }
 
 /// An order to its DMA engine.
@@ -76,29 +82,27 @@ struct Order {
     command: u32,
 }
 
-static EDU: Once<&'static Edu> = Once::new();
+static EDU: Spin<Option<&'static Edu>> = Spin::new(None);
 
 /// The machine's, if it has one.
 pub fn edu() -> Option<&'static Edu> {
-    EDU.get().copied()
+    *EDU.lock()
 }
 
+/// The first one is taken.
 pub fn is_one(function: Function) -> bool {
-    function.id() == ID
+    function.id() == ID && edu().is_none()
 }
 
-/// The first one is taken. `None`: it is not what it should be.
-pub fn start(function: Function) -> Option<()> {
-    if EDU.get().is_some() {
-        return Some(());
-    }
+/// `None`: it is not what it should be.
+pub fn start(function: Function) -> Option<&'static dyn Driver> {
     function.enable();
     let registers = function.registers(0, 0, LEN)?;
     let identity = registers.read32(IDENTITY);
     if identity & 0xffff != 0x00ed {
         return None;
     }
-    let edu = Box::leak(Box::new(Edu {
+    let edu: &Edu = Box::leak(Box::new(Edu {
         function,
         registers,
         dma: Dma::of(function)?,
@@ -106,11 +110,25 @@ pub fn start(function: Function) -> Option<()> {
         patience: super::patience(),
         turn: Mutex::new(true),
         waiting: WaitQueue::new(),
+        leaving: AtomicBool::new(false),
     }));
     function.msi(0, irq::vector(edu)?)?;
     crate::info!("edu: version {}.{}", identity >> 24, identity >> 16 & 0xff);
-    EDU.call_once(|| edu);
-    Some(())
+    *EDU.lock() = Some(edu);
+    Some(edu)
+}
+
+impl Driver for Edu {
+    /// Who has its registers mapped finds nobody there from then on.
+    fn let_go(&self) -> bool {
+        *EDU.lock() = None;
+        devfs::forget("edu");
+        self.leaving.store(true, Ordering::Relaxed);
+        let mut alive = self.turn.lock();
+        self.function.leave_the_bus();
+        *alive = false;
+        true
+    }
 }
 
 impl Edu {
@@ -130,7 +148,10 @@ impl Edu {
 
     fn turn(&self) -> Result<MutexGuard<'_, bool>, Errno> {
         let alive = self.turn.lock_killable()?;
-        if *alive { Ok(alive) } else { Err(Errno::EIO) }
+        match *alive && !self.leaving.load(Ordering::Relaxed) {
+            true => Ok(alive),
+            false => Err(Errno::EIO),
+        }
     }
 
     /// Where its registers are in physical memory.

@@ -15,12 +15,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
 
+use super::Driver;
 use super::block::{self, Bounce, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
 use super::flight::Request;
 use super::iommu::{Dma, READS, WRITES};
 use super::irq;
 use super::pci::{Function, Registers};
-use super::slots::{Completion, Control, Parts, Reset, SLOTS, Slots};
+use super::slots::{self, Completion, Control, Parts, Reset, SLOTS, Slots};
 use crate::arch;
 use crate::arch::time::now_ns;
 use crate::memory::direct;
@@ -260,6 +261,9 @@ fn pages(memory: &Reached<'_>) -> impl Iterator<Item = u64> {
 }
 
 struct Controller {
+    control: &'static Control,
+    /// For commands to itself.
+    admin: &'static Queue,
     queues: Vec<&'static Queue>,
     dma: Dma,
     /// Bytes in one command.
@@ -286,7 +290,7 @@ pub fn is_one(function: Function) -> bool {
 }
 
 /// `None`: it lacks something that every such device has, or does not do what it is told.
-pub fn start(function: Function) -> Option<()> {
+pub fn start(function: Function) -> Option<&'static dyn Driver> {
     function.enable();
     let cap = function.registers(0, 0, BELLS)?.read64(CAP);
     let stride = 4u32 << (cap >> 32 & 15);
@@ -313,7 +317,7 @@ fn bring_up(
     chip: &'static Chip,
     control: &'static Control,
     stride: u32,
-) -> Option<()> {
+) -> Option<&'static dyn Driver> {
     if !control.reset() {
         return None;
     }
@@ -394,7 +398,9 @@ fn bring_up(
         0 => u64::MAX,
         n => PAGE_SIZE << n.min(20),
     };
-    let controller = Box::leak(Box::new(Controller {
+    let controller: &Controller = Box::leak(Box::new(Controller {
+        control,
+        admin,
         queues,
         dma,
         most,
@@ -409,7 +415,17 @@ fn bring_up(
             None => crate::warn!("nvme{me}: namespace {id} is not understood"),
         }
     }
-    Some(())
+    Some(controller)
+}
+
+impl Driver for Controller {
+    fn let_go(&self) -> bool {
+        block::depart(self.control, || {
+            let mut queues = self.queues.clone();
+            queues.push(self.admin);
+            slots::let_go(self.control, &queues)
+        })
+    }
 }
 
 /// The 32 bits at `at`.
@@ -550,5 +566,9 @@ impl Disk for Nvme {
             at += n;
         }
         Ok(())
+    }
+
+    fn control(&self) -> &'static Control {
+        self.controller.control
     }
 }

@@ -28,7 +28,7 @@ const MASTER: u16 = 1 << 2;
 const NO_LINE: u16 = 1 << 10;
 const HAS_CAPABILITIES: u16 = 1 << 4;
 const MSI: u8 = 0x05;
-const EXPRESS: u8 = 0x10;
+pub const EXPRESS: u8 = 0x10;
 const MSIX: u8 = 0x11;
 /// Message control of the older kind: on; its address has 64 bits.
 const MSI_ON: u16 = 1;
@@ -90,8 +90,8 @@ pub fn each(mut found: impl FnMut(Function)) {
                 if f.id().0 == 0xffff {
                     continue;
                 }
-                if f.class() >> 8 == BRIDGE {
-                    let behind = f.read8(SECONDARY_BUS) as usize;
+                if let Some(behind) = f.behind() {
+                    let behind = behind as usize;
                     if seen[behind / 64] >> (behind % 64) & 1 == 0 {
                         left[behind / 64] |= 1 << (behind % 64);
                     }
@@ -112,6 +112,12 @@ impl Function {
     /// Class, subclass and programming interface.
     pub fn class(self) -> u32 {
         self.read32(CLASS) >> 8
+    }
+
+    /// The bus behind a bridge.
+    pub fn behind(self) -> Option<u8> {
+        let is_bridge = self.class() >> 8 == BRIDGE;
+        is_bridge.then(|| self.read8(SECONDARY_BUS))
     }
 
     /// The name that its requests bear.
@@ -144,8 +150,7 @@ impl Function {
             let mut bridge = None;
             each(|f| {
                 // Buses are numbered downwards; else this might not end.
-                let is_bridge = f.class() >> 8 == BRIDGE && f.bus < below.bus;
-                if is_bridge && f.read8(SECONDARY_BUS) == below.bus {
+                if f.bus < below.bus && f.behind() == Some(below.bus) {
                     bridge = Some(f);
                 }
             });
@@ -192,10 +197,10 @@ impl Function {
         unsafe { Port::new(0xcfc).write(value) };
     }
 
-    fn write16(self, offset: u8, value: u16) {
+    pub(super) fn write16(self, offset: u8, value: u16) {
         let _pair = PORTS.lock();
         self.select(offset);
-        // SAFETY: a control word or an address of ours: `enable`, `window` and `Msix` say what it does.
+        // SAFETY: a control word or an address of ours: `enable`, `window`, `Msix` and `hotplug` say what it does.
         unsafe { Port::new(0xcfc + u16::from(offset & 2)).write(value) };
     }
 

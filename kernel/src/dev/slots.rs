@@ -12,6 +12,7 @@
 //!    own ([`Slots::give_up`]). Once it has forgotten what it was told it touches no memory: then its requests have failed, and so do
 //!    all that come later. One that does not even do that keeps the memory that it was given: who asked stays
 //!    asleep, with what he has pinned; who asks later is told.
+//! 4. A device that is to go ([`let_go`]) gets no more requests; what it has been given ends as ever, or by 3. Then it is stopped, too.
 //!
 //! What the device says is not believed: a completion of a slot that is not busy is reported, once, and left alone; and in one
 //! interrupt it is not asked more often than it can have done something.
@@ -33,6 +34,7 @@ use crate::task::{Sleep, WaitQueue};
 
 /// Requests of a queue in flight.
 pub const SLOTS: usize = 32;
+const ALL: u32 = u32::MAX >> (32 - SLOTS);
 
 /// What makes a device forget all that it was told.
 pub trait Reset: Send + Sync {
@@ -40,10 +42,11 @@ pub trait Reset: Send + Sync {
     fn reset(&self) -> bool;
 }
 
-/// It has not been stopped; it has, and is quiet; it should be, and is not.
+/// It is used; it is to go, and gets no more requests; it has been stopped, and is quiet; it should be, and is not.
 const ALIVE: u8 = 0;
-const QUIET: u8 = 1;
-const LOST: u8 = 2;
+const LEAVING: u8 = 1;
+const QUIET: u8 = 2;
+const LOST: u8 = 3;
 
 /// How a device is stopped.
 pub struct Control {
@@ -74,9 +77,9 @@ impl Control {
         self.fate.load(Ordering::Relaxed)
     }
 
-    /// The end of a device that does not answer; whether it is quiet.
+    /// The end of a device, which does what `why` says; whether it is quiet.
     #[cold]
-    fn stop(&self) -> bool {
+    fn stop(&self, why: &str) -> bool {
         let _one = self.stopping.lock();
         let before = self.fate();
         if before != QUIET {
@@ -86,12 +89,32 @@ impl Control {
             };
             if fate != before {
                 let name = self.name;
-                crate::warn!("{name}: a device that does not answer {how}");
+                crate::warn!("{name}: a device that {why} {how}");
             }
             self.fate.store(fate, Ordering::Relaxed);
         }
         self.fate() == QUIET
     }
+
+    /// It gets no more requests.
+    fn leave(&self) {
+        let _one = self.stopping.lock();
+        if self.fate() == ALIVE {
+            self.fate.store(LEAVING, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a device has done that is stopped by who waits for it.
+const SILENT: &str = "does not answer";
+
+/// A device is to go: what its `queues` have been given ends, and it forgets them. Whether it has. May sleep.
+pub fn let_go<R: Ring>(control: &Control, queues: &[&Slots<R>]) -> bool {
+    control.leave();
+    queues.iter().for_each(|queue| queue.drain());
+    let quiet = control.stop("leaves");
+    queues.iter().for_each(|queue| queue.give_up());
+    quiet
 }
 
 /// A device's word that it is done.
@@ -181,7 +204,7 @@ impl<R: Ring> Slots<R> {
             control,
             patience: super::patience(),
             inner: IrqLock::new(Inner {
-                free: u32::MAX >> (32 - SLOTS),
+                free: ALL,
                 states: [const { State::Idle }; SLOTS],
                 ends,
             }),
@@ -216,7 +239,7 @@ impl<R: Ring> Slots<R> {
         };
         let wait = |deadline| self.done[i].wait_while(Sleep::Uninterruptible, deadline, pending);
         if wait(Some(now_ns() + self.patience)).is_err() {
-            if self.control.stop() {
+            if self.control.stop(SILENT) {
                 self.give_up();
             } else {
                 let _ = wait(None);
@@ -229,7 +252,7 @@ impl<R: Ring> Slots<R> {
         inner.states[i] = State::Idle;
         inner.free |= 1 << i;
         drop(inner);
-        self.room.wake_one();
+        self.freed(1);
         answer
     }
 
@@ -273,7 +296,7 @@ impl<R: Ring> Slots<R> {
             Ok(false) => {}
             Err(request) => {
                 flight::done(request);
-                self.room.wake_one();
+                self.freed(1);
             }
         }
     }
@@ -320,18 +343,19 @@ impl<R: Ring> Slots<R> {
         let now = now_ns();
         let late = |state: &State<R>| matches!(state, State::Flying(f) if f.deadline < now);
         let any = self.inner.lock().states.iter().any(late);
-        if any && !self.control.stop() {
+        if any && !self.control.stop(SILENT) {
             for state in &mut self.inner.lock().states {
                 if let State::Flying(flight) = state {
                     flight.deadline = u64::MAX;
                 }
             }
         }
-        if self.control.fate() == ALIVE {
+        let fate = self.control.fate();
+        if matches!(fate, ALIVE | LEAVING) {
             return;
         }
         self.room.wake_all();
-        if self.control.fate() != QUIET {
+        if fate != QUIET {
             return;
         }
         for thread in &self.done {
@@ -371,6 +395,30 @@ impl<R: Ring> Slots<R> {
                 // Whoever else would do so may be waiting for this thread.
                 self.give_up();
             }
+        }
+    }
+
+    /// So many slots have become free.
+    fn freed(&self, slots: usize) {
+        if self.control.fate() != ALIVE {
+            self.room.wake_all(); // among them who drains it
+            return;
+        }
+        for _ in 0..slots {
+            self.room.wake_one();
+        }
+    }
+
+    /// Sleeps until nothing is in flight, or the device has been stopped. It gets no more requests already.
+    fn drain(&self) {
+        self.room.wake_all();
+        let flying = || self.inner.lock().free != ALL && self.control.fate() == LEAVING;
+        let wait = |deadline| {
+            self.room
+                .wait_while(Sleep::Uninterruptible, deadline, flying)
+        };
+        while wait(Some(now_ns() + self.patience)).is_err() {
+            self.give_up();
         }
     }
 
@@ -423,9 +471,7 @@ impl<R: Ring> Line for Slots<R> {
         if bell {
             self.ring.bell();
         }
-        for _ in 0..flight::done_all(landed) {
-            self.room.wake_one();
-        }
+        self.freed(flight::done_all(landed));
         while woken != 0 {
             self.done[woken.trailing_zeros() as usize].wake_all();
             woken &= woken - 1;

@@ -200,6 +200,11 @@ impl Transport {
         self.dma
     }
 
+    /// How it is stopped.
+    pub fn control(&self) -> &'static Control {
+        self.control
+    }
+
     pub fn queues(&self) -> u16 {
         match self.calls {
             Calls::Messages(_) => self.common.read16(common::NUM_QUEUES),

@@ -5,11 +5,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm::Errno;
 
+use super::Driver;
 use super::block::{self, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
 use super::flight::Request;
 use super::iommu::Dma;
 use super::pci::Function;
-use super::slots::Parts;
+use super::slots::{self, Control, Parts};
 use super::virtio::{self, Command, Queue, Transport};
 use crate::arch;
 
@@ -56,6 +57,7 @@ struct Blk {
     /// Pieces of memory in a request.
     most: usize,
     dma: Dma,
+    control: &'static Control,
     queues: Vec<&'static Queue>,
 }
 
@@ -65,15 +67,16 @@ pub fn is_one(function: Function) -> bool {
 }
 
 /// `None`: it lacks something that every such device has had for years.
-pub fn start(function: Function) -> Option<()> {
+pub fn start(function: Function) -> Option<&'static dyn Driver> {
     let mut transport = Transport::of(function)?;
     let Some(blk) = Blk::of(&mut transport) else {
         transport.abandon();
         return None;
     };
     transport.ready();
-    block::add(Box::leak(Box::new(blk)), Family::Virtio);
-    Some(())
+    let blk: &Blk = Box::leak(Box::new(blk));
+    block::add(blk, Family::Virtio);
+    Some(blk)
 }
 
 impl Blk {
@@ -119,6 +122,7 @@ impl Blk {
                 false => 1,
             },
             dma: transport.dma(),
+            control: transport.control(),
             queues,
         })
     }
@@ -168,6 +172,12 @@ fn judge(status: u8) -> Result<(), Errno> {
         OK => Ok(()),
         UNSUPPORTED => Err(Errno::EOPNOTSUPP),
         _ => Err(Errno::EIO),
+    }
+}
+
+impl Driver for Blk {
+    fn let_go(&self) -> bool {
+        block::depart(self.control, || slots::let_go(self.control, &self.queues))
     }
 }
 
@@ -227,5 +237,9 @@ impl Disk for Blk {
             sector += n;
         }
         Ok(())
+    }
+
+    fn control(&self) -> &'static Control {
+        self.control
     }
 }

@@ -160,6 +160,21 @@ impl Cache {
         self.object.lock().upgrade()
     }
 
+    /// What was written to the disk is on it; errors are for who asks (`fsync`).
+    pub fn write_back(&self) {
+        if let Some(object) = self.used() {
+            let _ = object.write_back(&mut can_wait(), 0, u64::MAX);
+        }
+    }
+
+    /// There is no disk any more: whoever has it open finds nothing in it, who has it mapped gets SIGBUS.
+    pub fn empty(&self) {
+        let _copies = self.copies.write();
+        if let Some(object) = self.used() {
+            object.set_size(&mut can_wait(), 0);
+        }
+    }
+
     /// The bytes of `range` on the disk are others now.
     pub fn changed(&self, range: Range<u64>) {
         let _copies = self.copies.write();
@@ -205,7 +220,7 @@ impl Drop for Overwritten {
 
 impl Device {
     fn bytes(&self) -> u64 {
-        self.known.disk.sectors() * SECTOR
+        self.content.size()
     }
 
     /// How much of `buf` lies on the disk.
@@ -399,7 +414,7 @@ impl FileOps for Device {
         let block = self.known.disk.block();
         match cmd {
             BLKGETSIZE64 => put_user(arg, &self.bytes())?,
-            BLKGETSIZE => put_user(arg, &self.known.disk.sectors())?,
+            BLKGETSIZE => put_user(arg, &(self.bytes() / SECTOR))?,
             BLKSSZGET | BLKPBSZGET | BLKIOMIN => put_user(arg, &block)?,
             BLKBSZGET => put_user(arg, &(PAGE_SIZE as u32))?,
             BLKIOOPT | BLKALIGNOFF => put_user(arg, &0u32)?,

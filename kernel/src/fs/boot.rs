@@ -60,7 +60,7 @@ pub fn mount_root(archive: &'static [u8]) -> Result<(), Errno> {
             Err(e) => return Err(e),
         }
     }
-    mount_on(b"/dev", devfs::new_root()?, "devtmpfs")?;
+    mount_on(b"/dev", devfs::root()?, "devtmpfs")?;
     mount_on(b"/proc", procfs::new_root()?, "proc")?;
     mount_on(b"/sys", sysfs::new_root()?, "sysfs")?;
     mount_on(b"/sys/kernel/debug", debugfs::new_root()?, "debugfs")?;

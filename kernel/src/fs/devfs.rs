@@ -17,6 +17,7 @@ use super::pipe::PipeBuf;
 use super::poll::{Notify, Ready};
 use super::{blockdev, devmem, edu, fb, random, tmpfs, tty};
 use crate::SysResult;
+use crate::sync::Mutex;
 use mm::Errno;
 
 const MEM: u32 = 1;
@@ -43,8 +44,25 @@ const LINKS: [(&[u8], &[u8]); 4] = [
     (b"stderr", b"/proc/self/fd/2"),
 ];
 
-/// A new device tree, ready to be mounted.
-pub fn new_root() -> Result<Arc<Dentry>, Errno> {
+static ROOT: Mutex<Option<Arc<Dentry>>> = Mutex::new(None);
+
+/// The device tree, ready to be mounted: wherever that is, it is one.
+pub fn root() -> Result<Arc<Dentry>, Errno> {
+    let mut root = ROOT.lock();
+    match &*root {
+        Some(root) => Ok(root.clone()),
+        None => Ok(root.insert(new_root()?).clone()),
+    }
+}
+
+/// A device has gone: its node goes, too, if it is where it was.
+pub fn forget(name: &str) {
+    if let Some(root) = &*ROOT.lock() {
+        let _ = root.unlink(name.as_bytes(), false);
+    }
+}
+
+fn new_root() -> Result<Arc<Dentry>, Errno> {
     let root: Arc<dyn Inode> = tmpfs::new_root(0o755);
     for (name, major, minor, perm) in NODES {
         root.create(name, Kind::Char.bits() | perm, makedev(major, minor))?;

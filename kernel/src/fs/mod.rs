@@ -56,11 +56,21 @@ pub mod tmpfs;
 pub mod tty;
 pub mod writeback;
 
+use crate::dev::block::Known;
+
 /// What is dirty in memory is on disks, and stays there; errors are for who asks for one file or file system.
 pub fn sync() {
     writeback::sync(&mut crate::task::space::can_wait());
     ext4::sync();
     blockdev::sync();
+}
+
+/// Before a disk goes: the same for what is on it. A file system that is mounted from it is left clean, and answers `EIO` from then on.
+pub fn sync_disk(known: Known) {
+    writeback::sync(&mut crate::task::space::can_wait());
+    ext4::leave(known.disk);
+    known.cache.write_back();
+    let _ = known.disk.flush();
 }
 
 /// Before the machine is switched off.

@@ -84,7 +84,7 @@ fn do_mount(f: &mut TrapFrame) -> SysResult {
         "proc" => (procfs::new_root()?, "proc"),
         "debugfs" => (debugfs::new_root()?, "debugfs"),
         "sysfs" => (sysfs::new_root()?, "sysfs"),
-        "devtmpfs" => (devfs::new_root()?, "devtmpfs"),
+        "devtmpfs" => (devfs::root()?, "devtmpfs"),
         "ext4" => (ext4_root(&source, flags, f.arg(4))?, "ext4"),
         _ => return Err(Errno::ENODEV),
     };

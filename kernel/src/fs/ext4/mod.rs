@@ -424,6 +424,15 @@ impl Fs {
         self.write_times().and(self.commit())
     }
 
+    /// It is written and left clean, and answers `EIO` from then on.
+    fn close(&self) {
+        let _ = self.sync();
+        let core = self.core.lock().take();
+        if let Some(core) = core {
+            unmount(self.disk, core);
+        }
+    }
+
     /// The disk has what was written to files, and when.
     fn write_times(&self) -> Result<(), Errno> {
         // No node is dropped under the table's lock: that takes it, too.
@@ -516,13 +525,17 @@ pub fn commit() {
 /// Before the machine is switched off: what is still mounted is written and left clean, and answers `EIO` from then on.
 pub fn shut_down() {
     settle();
-    for fs in all_mounted() {
-        let _ = fs.sync();
-        let core = fs.core.lock().take();
-        if let Some(core) = core {
-            unmount(fs.disk, core);
-        }
-    }
+    all_mounted().iter().for_each(|fs| fs.close());
+}
+
+/// The same of what is mounted from one disk, before it goes.
+pub fn leave(disk: &'static dyn Disk) {
+    settle();
+    let on_disk = |fs: &&Arc<Fs>| core::ptr::addr_eq(fs.disk, disk);
+    all_mounted()
+        .iter()
+        .filter(on_disk)
+        .for_each(|fs| fs.close());
 }
 
 fn start_worker() -> Result<(), Errno> {

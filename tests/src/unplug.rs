@@ -1,0 +1,140 @@
+//! Devices that are taken out of a machine that runs: from a slot of a PCI Express port, by QEMU's monitor, when the guest lets go of them.
+
+use crate::disks::{EDU, Image, Kind, MB, NVME, SIZE, pattern, raw};
+use crate::iommu::{Bus, GUARDED};
+use crate::machines::{Verdict, ensure, exec, find, frames};
+use crate::monitor::{Gone, Monitor};
+use crate::runner;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// Where `guest/c/unplug.c` leaves its mark.
+const MARK_AT: u64 = 63 * MB as u64;
+
+/// A machine that has a slot, and whose slots are the ports' own business instead of ACPI's.
+const SLOT: [&str; 6] = [
+    "-machine",
+    "q35",
+    "-global",
+    "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device",
+    "pcie-root-port,id=outer,chassis=1,slot=1",
+];
+
+/// Puts a device into the slot; its name is `out`.
+fn in_slot(mut words: Vec<String>) -> Vec<String> {
+    if let Some(device) = words.last_mut() {
+        device.push_str(",bus=outer,id=out");
+    }
+    words
+}
+
+/// Takes the device out once the guest has left its mark, and leaves one that says so. Ends with the guest.
+fn take_out(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
+    let failed = |error: std::io::Error| error.to_string();
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .open(&image.0)
+        .map_err(failed)?;
+    let mut mark = [0; 4];
+    while !over.load(Ordering::Relaxed) {
+        file.read_exact_at(&mut mark, MARK_AT).map_err(failed)?;
+        if &mark == b"now\0" {
+            Monitor::of(&socket.0)?.takes_out("out")?;
+            return file.write_all_at(b"out\0", MARK_AT + 4096).map_err(failed);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Err("the guest has left no mark".into())
+}
+
+/// A device is taken out while it is at work.
+fn taken_out(what: &str, device: Vec<String>, name: &str, cpus: u32, bus: Bus) -> Verdict {
+    let image = Image::new(&format!("unplug.other{name}"))?;
+    let socket = Gone::named(&format!("unplug{name}.sock"));
+    let over = AtomicBool::new(false);
+    let kernel = runner::kernel_for(cpus)?;
+    let (outcome, out) = thread::scope(|scope| {
+        let monitor = scope.spawn(|| take_out(&image, &socket, &over));
+        // Buses are looked at in order: what is in the slot comes last.
+        let outcome = exec(find("unplug"), &[what, "/dev/vda"], |config| {
+            config.kernel = kernel;
+            config.smp = cpus;
+            config.cmdline = "leakcheck".into();
+            config.timeout = Some(Duration::from_secs(60));
+            config.qemu_args = SLOT.map(String::from).to_vec();
+            config.qemu_args.extend(in_slot(device));
+            config.qemu_args.extend(Monitor::words(&socket.0));
+            config
+                .qemu_args
+                .extend(Kind::Virtio.disk("other", &raw(&image.0)));
+            bus.add(config);
+        });
+        over.store(true, Ordering::Relaxed);
+        (outcome, monitor.join().expect("no panic"))
+    });
+    let outcome = outcome?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    out?;
+    bus.check(&outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+}
+
+/// A disk with requests in flight. What was written to its cache is on it.
+fn disk(kind: Kind, cpus: u32, bus: Bus) -> Verdict {
+    let what = match kind {
+        Kind::Nvme(_) => "/dev/nvme0n1",
+        _ => "/dev/vdb",
+    };
+    let name = format!("{}.{cpus}{}", what.replace('/', "."), bus.tag());
+    let image = Image::new(&format!("unplug{name}"))?;
+    let slow = format!("{},throttling.iops-total=50", raw(&image.0));
+    taken_out(what, kind.disk("slow", &slow), &name, cpus, bus)?;
+    let mut wanted: Vec<u8> = (0..SIZE)
+        .step_by(8)
+        .flat_map(|at| pattern(at).to_le_bytes())
+        .collect();
+    for (at, text) in [(39, &b"written\0"[..]), (40, b"stored\0")] {
+        wanted[at * MB..][..text.len()].copy_from_slice(text);
+    }
+    let there = fs::read(&image.0).map_err(|error| error.to_string())?;
+    match there == wanted {
+        true => Ok(()),
+        false => Err("the disk has not what was written".into()),
+    }
+}
+
+pub fn a_disk_is_taken_out_on_one_cpu() -> Verdict {
+    disk(Kind::Virtio, 1, Bus::Plain)
+}
+
+pub fn a_disk_is_taken_out_on_two_cpus() -> Verdict {
+    disk(Kind::Virtio, 2, Bus::Plain)
+}
+
+pub fn a_disk_is_taken_out_on_four_cpus() -> Verdict {
+    disk(Kind::Virtio, 4, Bus::Plain)
+}
+
+pub fn an_nvme_disk_is_taken_out() -> Verdict {
+    disk(NVME, 1, Bus::Plain)?;
+    disk(NVME, 4, Bus::Plain)
+}
+
+pub fn disks_are_taken_out_behind_an_iommu() -> Verdict {
+    disk(Kind::Virtio, 2, GUARDED)?;
+    disk(NVME, 4, GUARDED)
+}
+
+/// A transfer that has begun ends first.
+pub fn an_edu_is_taken_out() -> Verdict {
+    taken_out("edu", EDU.map(String::from).to_vec(), ".edu", 2, Bus::Plain)
+}
