@@ -1,10 +1,12 @@
 //! Devices that are taken out of a machine that runs: from a slot of a PCI Express port, by QEMU's monitor, when the guest lets go of them.
 
 use crate::disks::{EDU, Image, Kind, MB, NVME, SIZE, pattern, raw};
+use crate::ext4::{tool, volume};
 use crate::iommu::{Bus, GUARDED};
 use crate::machines::{Verdict, ensure, exec, find, frames};
 use crate::monitor::{Gone, Monitor};
 use crate::runner;
+use launcher::Outcome;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,18 +56,26 @@ fn take_out(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
 }
 
 /// A device is taken out while it is at work.
-fn taken_out(what: &str, device: Vec<String>, name: &str, cpus: u32, bus: Bus) -> Verdict {
+fn taken_out(
+    what: &[&str],
+    device: Vec<String>,
+    name: &str,
+    cpus: u32,
+    bus: Bus,
+) -> Result<Outcome, String> {
     let image = Image::new(&format!("unplug.other{name}"))?;
     let socket = Gone::named(&format!("unplug{name}.sock"));
     let over = AtomicBool::new(false);
     let kernel = runner::kernel_for(cpus)?;
+    let mut words = what.to_vec();
+    words.insert(1, "/dev/vda");
     let (outcome, out) = thread::scope(|scope| {
         let monitor = scope.spawn(|| take_out(&image, &socket, &over));
         // Buses are looked at in order: what is in the slot comes last.
-        let outcome = exec(find("unplug"), &[what, "/dev/vda"], |config| {
+        let outcome = exec(find("unplug"), &words, |config| {
             config.kernel = kernel;
             config.smp = cpus;
-            config.cmdline = "leakcheck".into();
+            config.cmdline = "leakcheck disk_timeout=5".into();
             config.timeout = Some(Duration::from_secs(60));
             config.qemu_args = SLOT.map(String::from).to_vec();
             config.qemu_args.extend(in_slot(device));
@@ -85,7 +95,13 @@ fn taken_out(what: &str, device: Vec<String>, name: &str, cpus: u32, bus: Bus) -
     bus.check(&outcome)?;
     let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
     let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+    let stacks = if what[0] == "ext4" { 160 } else { 0 }; // of the mount and its thread
+    ensure(
+        kept - stacks <= runner::KEPT,
+        "frames are missing",
+        &outcome,
+    )?;
+    Ok(outcome)
 }
 
 /// A disk with requests in flight. What was written to its cache is on it.
@@ -97,7 +113,7 @@ fn disk(kind: Kind, cpus: u32, bus: Bus) -> Verdict {
     let name = format!("{}.{cpus}{}", what.replace('/', "."), bus.tag());
     let image = Image::new(&format!("unplug{name}"))?;
     let slow = format!("{},throttling.iops-total=50", raw(&image.0));
-    taken_out(what, kind.disk("slow", &slow), &name, cpus, bus)?;
+    taken_out(&[what], kind.disk("slow", &slow), &name, cpus, bus)?;
     let mut wanted: Vec<u8> = (0..SIZE)
         .step_by(8)
         .flat_map(|at| pattern(at).to_le_bytes())
@@ -136,5 +152,35 @@ pub fn disks_are_taken_out_behind_an_iommu() -> Verdict {
 
 /// A transfer that has begun ends first.
 pub fn an_edu_is_taken_out() -> Verdict {
-    taken_out("edu", EDU.map(String::from).to_vec(), ".edu", 2, Bus::Plain)
+    let edu = EDU.map(String::from).to_vec();
+    taken_out(&["edu"], edu, ".edu", 2, Bus::Plain).map(drop)
+}
+
+/// What nobody has synced is there, and the host's e2fsck finds nothing to mend.
+pub fn a_mounted_disk_is_taken_out() -> Verdict {
+    let image = volume("unplug.ext4", 64, "4096", |_| Ok(()))?;
+    let disk = Kind::Virtio.disk("ext4", &raw(&image.0));
+    taken_out(&["ext4", "/dev/vdb"], disk, ".ext4", 4, Bus::Plain)?;
+    let path = image.0.to_string_lossy();
+    tool("e2fsck", &["-fn", &path])?;
+    let file = tool("debugfs", &["-R", "cat /dir/file", &path])?;
+    let mut wanted = vec![0; 64 * 4096];
+    wanted[..7].copy_from_slice(b"written");
+    wanted[63 * 4096..][..6].copy_from_slice(b"stored");
+    match file.as_bytes().starts_with(&wanted) {
+        true => Ok(()),
+        false => Err("the file is not what was written".into()),
+    }
+}
+
+/// One that does not answer is stopped first.
+pub fn a_silent_disk_is_taken_out() -> Verdict {
+    let image = Image::new("unplug.silent")?;
+    let silent = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
+    let disk = Kind::Virtio.disk("silent", &silent);
+    let outcome = taken_out(&["silent", "/dev/vdb"], disk, ".silent", 2, Bus::Plain)?;
+    let told = outcome
+        .log
+        .contains("a device that does not answer is stopped");
+    ensure(told, "nobody said so", &outcome)
 }

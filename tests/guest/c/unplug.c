@@ -1,10 +1,11 @@
 // unplug DISK OTHER: DISK is taken out by the host while it has 32 requests, a thread reads it, and pages of its cache are dirty; the host
 // presses the button when it finds a mark on OTHER, which notices nothing, and leaves one there when it has DISK. unplug edu: the same of a device that is at work. Checks itself;
-// the host looks at DISK's image afterwards.
+// the host looks at DISK's image afterwards. unplug ext4 OTHER DISK: a file system on DISK is in use. unplug silent OTHER DISK: it does not answer.
 #include "t.h"
 #include <linux/aio_abi.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/sysmacros.h>
 
 #define BLKGETSIZE64 _IOR(0x12, 114, size_t)
@@ -125,15 +126,60 @@ static void edu(void) {
   CHECK(ioctl(fd, EDU_DMA, &to) == -1 && errno == EIO && pins_held() == 0);
 }
 
-int main(int argc, char **argv) {
-  CHECK(argc == 3);
-  probe_install();
-  disk = argv[1];
-  other = open(argv[2], O_RDWR | O_DIRECT);
-  CHECK(other >= 0);
-  if (strcmp(disk, "edu")) disks(); else edu();
-  // Until the host has it.
+// Until the host has it.
+static void wait_until_it_is_out(void) {
   char *p = anon(PG);
   do CHECK(pread(other, p, PG, MARK_AT + PG) == (long)PG); while (strcmp(p, "out"));
+}
+
+// What nobody has synced is on the disk; what is in use afterwards fails, and lets go.
+static void files(void) {
+  CHECK(!mkdir("/mnt", 0700) || errno == EEXIST);
+  CHECK(!mount(disk, "/mnt", "ext4", 0, 0) && !mkdir("/mnt/dir", 0700));
+  int fd = open("/mnt/dir/file", O_RDWR | O_CREAT, 0600), nameless = open("/mnt/nameless", O_RDWR | O_CREAT, 0600);
+  CHECK(fd >= 0 && nameless >= 0 && pwrite(fd, "written", 8, 0) == 8 && !ftruncate(fd, 64 * PG));
+  char *m = mmap(0, 64 * PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  CHECK(m != MAP_FAILED);
+  strcpy(m + 63 * PG, "stored");
+  CHECK(pwrite(nameless, m, 8 * PG, 0) == 8 * PG && !unlink("/mnt/nameless"));
+  mark();
+  wait_until_it_is_out();
+  char *p = anon(PG);
+  CHECK(open("/mnt/another", O_RDWR | O_CREAT, 0600) == -1 && errno == EIO);
+  CHECK(pread(fd, p, PG, 30 * PG) == -1 && errno == EIO);
+  CHECK(fsync(fd) == -1 && errno == EIO);
+  CHECK(!munmap(m, 64 * PG) && !close(fd) && !close(nameless) && !umount("/mnt"));
+  CHECK(mount(disk, "/mnt", "ext4", 0, 0) == -1 && errno == ENOENT);
+}
+
+static void silent(void) {
+  aio_context_t c = 0;
+  struct iocb b[DEEP], *l[DEEP];
+  struct io_event e[DEEP];
+  char *p = anon(DEEP * 64 * PG);
+  CHECK(!syscall(SYS_io_setup, DEEP, &c));
+  for (int i = 0; i < DEEP; i++) {
+    b[i] = (struct iocb){.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = d, .aio_buf = (uintptr_t)(p + i * 64 * PG), .aio_nbytes = 64 * PG, .aio_offset = i * MB};
+    l[i] = &b[i];
+  }
+  CHECK(syscall(SYS_io_submit, c, DEEP, l) == DEEP);
+  mark();
+  CHECK(syscall(SYS_io_getevents, c, DEEP, DEEP, e, 0) == DEEP);
+  // One that is reset may end what it has, well or not.
+  for (int i = 0; i < DEEP; i++) CHECK(e[i].res == -EIO || e[i].res == 64 * (long)PG);
+  CHECK(pins_held() == 0);
+}
+
+int main(int argc, char **argv) {
+  CHECK(argc >= 3);
+  probe_install();
+  other = open(argv[2], O_RDWR | O_DIRECT);
+  CHECK(other >= 0);
+  disk = argc > 3 ? argv[3] : argv[1];
+  if (!strcmp(argv[1], "edu")) edu();
+  else if (!strcmp(argv[1], "ext4")) files();
+  else if (!strcmp(argv[1], "silent")) { d = open(disk, O_RDONLY | O_DIRECT); CHECK(d >= 0); silent(); }
+  else disks();
+  wait_until_it_is_out();
   say("ok\n");
 }
