@@ -156,12 +156,18 @@ pub fn an_edu_is_taken_out() -> Verdict {
     taken_out(&["edu"], edu, ".edu", 2, Bus::Plain).map(drop)
 }
 
-/// What nobody has synced is there, and the host's e2fsck finds nothing to mend.
-pub fn a_mounted_disk_is_taken_out() -> Verdict {
-    let image = volume("unplug.ext4", 64, "4096", |_| Ok(()))?;
+/// What nobody has synced is there.
+fn mounted(more: &[&str]) -> Verdict {
+    let name = format!("unplug.ext4.{}", more.len());
+    let image = volume(&name, 64, "4096", |_| Ok(()))?;
     let disk = Kind::Virtio.disk("ext4", &raw(&image.0));
-    taken_out(&["ext4", "/dev/vdb"], disk, ".ext4", 4, Bus::Plain)?;
+    let words = [&["ext4", "/dev/vdb"], more].concat();
+    taken_out(&words, disk, &name, 4, Bus::Plain)?;
     let path = image.0.to_string_lossy();
+    if !more.is_empty() {
+        // It fails if it has done something.
+        let _ = tool("e2fsck", &["-p", &path]);
+    }
     tool("e2fsck", &["-fn", &path])?;
     let file = tool("debugfs", &["-R", "cat /dir/file", &path])?;
     let mut wanted = vec![0; 64 * 4096];
@@ -171,6 +177,12 @@ pub fn a_mounted_disk_is_taken_out() -> Verdict {
         true => Ok(()),
         false => Err("the file is not what was written".into()),
     }
+}
+
+/// The host's e2fsck finds nothing to do; but the journal and the file, if somebody had one without a name, as after a pulled plug.
+pub fn a_mounted_disk_is_taken_out() -> Verdict {
+    mounted(&[])?;
+    mounted(&["nameless"])
 }
 
 /// One that does not answer is stopped first.

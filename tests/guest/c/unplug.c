@@ -1,6 +1,6 @@
 // unplug DISK OTHER: DISK is taken out by the host while it has 32 requests, a thread reads it, and pages of its cache are dirty; the host
 // presses the button when it finds a mark on OTHER, which notices nothing, and leaves one there when it has DISK. unplug edu: the same of a device that is at work. Checks itself;
-// the host looks at DISK's image afterwards. unplug ext4 OTHER DISK: a file system on DISK is in use. unplug silent OTHER DISK: it does not answer.
+// the host looks at DISK's image afterwards. unplug ext4 OTHER DISK [nameless]: files on DISK are in use, one that has no name among them. unplug silent OTHER DISK: it does not answer.
 #include "t.h"
 #include <linux/aio_abi.h>
 #include <pthread.h>
@@ -133,22 +133,23 @@ static void wait_until_it_is_out(void) {
 }
 
 // What nobody has synced is on the disk; what is in use afterwards fails, and lets go.
-static void files(void) {
+static void files(int nameless) {
   CHECK(!mkdir("/mnt", 0700) || errno == EEXIST);
   CHECK(!mount(disk, "/mnt", "ext4", 0, 0) && !mkdir("/mnt/dir", 0700));
-  int fd = open("/mnt/dir/file", O_RDWR | O_CREAT, 0600), nameless = open("/mnt/nameless", O_RDWR | O_CREAT, 0600);
-  CHECK(fd >= 0 && nameless >= 0 && pwrite(fd, "written", 8, 0) == 8 && !ftruncate(fd, 64 * PG));
+  int fd = open("/mnt/dir/file", O_RDWR | O_CREAT, 0600), second = open("/mnt/second", O_RDWR | O_CREAT, 0600);
+  CHECK(fd >= 0 && second >= 0 && pwrite(fd, "written", 8, 0) == 8 && !ftruncate(fd, 64 * PG));
   char *m = mmap(0, 64 * PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   CHECK(m != MAP_FAILED);
   strcpy(m + 63 * PG, "stored");
-  CHECK(pwrite(nameless, m, 8 * PG, 0) == 8 * PG && !unlink("/mnt/nameless"));
+  CHECK(pwrite(second, m, 8 * PG, 0) == 8 * PG);
+  if (nameless) CHECK(!unlink("/mnt/second"));
   mark();
   wait_until_it_is_out();
   char *p = anon(PG);
   CHECK(open("/mnt/another", O_RDWR | O_CREAT, 0600) == -1 && errno == EIO);
   CHECK(pread(fd, p, PG, 30 * PG) == -1 && errno == EIO);
   CHECK(fsync(fd) == -1 && errno == EIO);
-  CHECK(!munmap(m, 64 * PG) && !close(fd) && !close(nameless) && !umount("/mnt"));
+  CHECK(!munmap(m, 64 * PG) && !close(fd) && !close(second) && !umount("/mnt"));
   CHECK(mount(disk, "/mnt", "ext4", 0, 0) == -1 && errno == ENOENT);
 }
 
@@ -177,7 +178,7 @@ int main(int argc, char **argv) {
   CHECK(other >= 0);
   disk = argc > 3 ? argv[3] : argv[1];
   if (!strcmp(argv[1], "edu")) edu();
-  else if (!strcmp(argv[1], "ext4")) files();
+  else if (!strcmp(argv[1], "ext4")) files(argc > 4);
   else if (!strcmp(argv[1], "silent")) { d = open(disk, O_RDONLY | O_DIRECT); CHECK(d >= 0); silent(); }
   else disks();
   wait_until_it_is_out();
