@@ -3,7 +3,7 @@
 use crate::console::Console;
 use crate::iommu::Bus;
 use crate::machines::{Verdict, ensure, exec, find, frames};
-use crate::screen::{Gone, Monitor};
+use crate::monitor::{Gone, Monitor};
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! Slots that a device is taken out of while the machine runs (PCI Express 5.0, 6.7; the port's own registers, not ACPI's).
 //!
-//! 1. Who wants a device presses the attention button of its slot (`device_del` in QEMU's monitor). The port interrupts, and the thread
-//!    `hotplug` does the rest.
+//! 1. Who wants a device presses the attention button of its slot (`device_del` in QEMU's monitor). The port interrupts, and its
+//!    thread does the rest: a device that keeps it waiting keeps nobody else.
 //! 2. The power indicator blinks: wait. The drivers of what is in the slot let go of it, one after the other (`Driver::let_go`).
 //! 3. The power goes off and the indicator, too, with one command: take it. If a driver cannot let go, the indicator is on as before,
 //!    and whoever asked may ask again.
@@ -55,12 +55,12 @@ struct Port {
     at: u8,
     /// Whether it says when a command has been carried out.
     tells: bool,
+    call: WaitQueue,
 }
 
 static PORTS: Spin<Vec<&'static Port>> = Spin::new(Vec::new());
 /// What is driven.
 static DRIVEN: Spin<Vec<(Function, &'static dyn Driver)>> = Spin::new(Vec::new());
-static CALL: WaitQueue = WaitQueue::new();
 
 /// Whoever drives a function.
 pub fn driven(function: Function, driver: &'static dyn Driver) {
@@ -90,17 +90,19 @@ fn port(function: Function, at: u8, tells: bool) -> Option<()> {
         function,
         at,
         tells,
+        call: WaitQueue::new(),
     }));
-    if PORTS.lock().is_empty() {
-        spawn_kernel_thread("hotplug", thread, 0).ok()?;
-    }
     function.enable();
     let vector = irq::vector(port)?;
     match function.msix() {
         Some(msix) => msix.route(function.read16(at + FLAGS) >> MESSAGE_SHIFT & 31, 0, vector)?,
         None => function.msi(0, vector)?,
     }
-    PORTS.lock().push(port);
+    let mut ports = PORTS.lock();
+    let me = ports.len();
+    ports.push(port);
+    drop(ports);
+    spawn_kernel_thread("hotplug", thread, me).ok()?;
     port.clear(EVENTS);
     port.command(BUTTON_CALLS | CALLS, BUTTON_CALLS | CALLS);
     Some(())
@@ -108,7 +110,7 @@ fn port(function: Function, at: u8, tells: bool) -> Option<()> {
 
 impl Line for Port {
     fn interrupt(&self) {
-        CALL.wake_one();
+        self.call.wake_one();
     }
 }
 
@@ -166,13 +168,11 @@ impl Port {
     }
 }
 
-fn thread(_: usize) {
+fn thread(me: usize) {
+    let port = PORTS.lock()[me];
     loop {
-        let pressed = || PORTS.lock().iter().copied().find(|port| port.is_pressed());
-        let none = || pressed().is_none();
-        let _ = CALL.wait_while(Sleep::Uninterruptible, None, none);
-        if let Some(port) = pressed() {
-            port.let_go();
-        }
+        let call = &port.call;
+        let _ = call.wait_while(Sleep::Uninterruptible, None, || !port.is_pressed());
+        port.let_go();
     }
 }

@@ -160,13 +160,6 @@ impl Cache {
         self.object.lock().upgrade()
     }
 
-    /// What was written to the disk is on it; errors are for who asks (`fsync`).
-    pub fn write_back(&self) {
-        if let Some(object) = self.used() {
-            let _ = object.write_back(&mut can_wait(), 0, u64::MAX);
-        }
-    }
-
     /// There is no disk any more: whoever has it open finds nothing in it, who has it mapped gets SIGBUS.
     pub fn empty(&self) {
         let _copies = self.copies.write();

@@ -69,7 +69,6 @@ pub fn sync() {
 pub fn sync_disk(known: Known) {
     writeback::sync(&mut crate::task::space::can_wait());
     ext4::leave(known.disk);
-    known.cache.write_back();
     let _ = known.disk.flush();
 }
 
