@@ -271,6 +271,10 @@ impl<P> Lent<P> {
         self.0.as_ref()
     }
 
+    pub fn get_mut(&mut self) -> Option<&mut P> {
+        self.0.as_mut()
+    }
+
     /// The device may use the memory for ever: it stays pinned, and nobody's.
     pub fn lose(&mut self) {
         core::mem::forget(self.0.take());
@@ -379,7 +383,7 @@ pub fn next_name(prefix: &str) -> Option<String> {
     Some(alloc::format!("{prefix}{letter}"))
 }
 
-/// A disk that stays.
+/// A disk that stays. Without memory for its thread nobody will find it.
 pub fn add(disk: &'static dyn Disk, family: Family) {
     crate::info!(
         "{}: {} MiB, blocks of {}{}",
@@ -403,7 +407,10 @@ pub fn add(disk: &'static dyn Disk, family: Family) {
         cache,
     });
     drop(disks);
-    flight::start(n);
+    if flight::start(n).is_err() {
+        crate::warn!("{}: there is no memory for its thread", disk.name());
+        DISKS.lock()[n].gone = true;
+    }
     crate::fs::writeback::start();
 }
 

@@ -365,9 +365,9 @@ pub fn done_all(landed: List) -> usize {
 /// How often disks look for what is not answered.
 const LOOK_NS: u64 = 1_000_000_000;
 
-/// The thread that ends the requests of disk `n`.
-pub(super) fn start(n: usize) {
-    crate::task::spawn_kernel_thread("disk", thread, n).expect("a kernel thread");
+/// The thread that ends the requests of disk `n`. `ENOMEM`.
+pub(super) fn start(n: usize) -> Result<(), Errno> {
+    crate::task::spawn_kernel_thread("disk", thread, n)
 }
 
 fn thread(n: usize) {

@@ -214,6 +214,11 @@ impl<R: Ring> Slots<R> {
         }
     }
 
+    /// Commands may take so many nanoseconds.
+    pub fn with_patience(self, patience: u64) -> Self {
+        Slots { patience, ..self }
+    }
+
     pub fn ring(&self) -> &R {
         &self.ring
     }
@@ -226,7 +231,20 @@ impl<R: Ring> Slots<R> {
     /// Runs a command: the device's answer, or `EIO` if there will be none. The caller keeps the memory that it names where it
     /// is until then.
     pub fn request(&self, command: R::Command<'_>) -> Result<u32, Errno> {
-        let (i, mut inner) = self.take_slot()?;
+        self.run(command, true).unwrap_or(Err(Errno::EIO))
+    }
+
+    /// The same of a caller who rather loses the memory than waits for ever: `None`, and it is the device's.
+    pub fn try_request(&self, command: R::Command<'_>) -> Option<Result<u32, Errno>> {
+        self.run(command, false)
+    }
+
+    #[inline]
+    fn run(&self, command: R::Command<'_>, for_ever: bool) -> Option<Result<u32, Errno>> {
+        let (i, mut inner) = match self.take_slot() {
+            Ok(slot) => slot,
+            Err(errno) => return Some(Err(errno)),
+        };
         inner.states[i] = State::Busy;
         let bell = self.ring.put(&mut inner.ends, i, command);
         drop(inner);
@@ -241,19 +259,21 @@ impl<R: Ring> Slots<R> {
         if wait(Some(now_ns() + self.patience)).is_err() {
             if self.control.stop(SILENT) {
                 self.give_up();
-            } else {
+            } else if for_ever {
                 let _ = wait(None);
+            } else {
+                return None;
             }
         }
         let mut inner = self.inner.lock();
         let State::Done(answer) = inner.states[i] else {
-            return Err(Errno::EIO); // the slot is nobody's any more: nor is the queue
+            return Some(Err(Errno::EIO)); // the slot is nobody's any more: nor is the queue
         };
         inner.states[i] = State::Idle;
         inner.free |= 1 << i;
         drop(inner);
         self.freed(1);
-        answer
+        Some(answer)
     }
 
     /// Moves all of `memory`, one command after the other.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicUsize, Ordering};
 
 use kernel::SysResult;
 use kernel::arch::{X86, time};
@@ -12,7 +12,7 @@ use kernel::dev::block::{Bounce, Reached, Way};
 use kernel::dev::flight::{Finish, Job, Landing, Request};
 use kernel::dev::iommu::Dma;
 use kernel::dev::pci::Registers;
-use kernel::dev::slots::{Control, Parts, Reset, Ring, SLOTS, Slots};
+use kernel::dev::slots::{Control, Parts, Reset, Ring, SLOTS, Slots, let_go};
 use kernel::dev::{Line, nvme, virtio};
 use kernel::ktest;
 use kernel::sync::Once;
@@ -24,6 +24,20 @@ struct Obedient;
 impl Reset for Obedient {
     fn reset(&self) -> bool {
         true
+    }
+}
+
+/// How often a device was told to forget, and whether it does.
+#[derive(Default)]
+struct Counted {
+    resets: AtomicUsize,
+    obeys: AtomicBool,
+}
+
+impl Reset for &'static Counted {
+    fn reset(&self) -> bool {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        self.obeys.load(Ordering::SeqCst)
     }
 }
 
@@ -62,6 +76,13 @@ struct Virtio(Slots<virtio::Ring>);
 const ENTRIES: u16 = 64;
 
 impl Virtio {
+    fn with(control: &'static Control) -> Self {
+        let judge = |status| if status == 0 { Ok(()) } else { Err(Errno::EIO) };
+        let bell = Registers::pretended().unwrap();
+        let ring = virtio::Ring::new(Dma::DIRECT, 0, ENTRIES, (bell, 0), judge).unwrap();
+        Virtio(Slots::new(control, ring, virtio::Ends::default()))
+    }
+
     fn at(&self, offset: u64) -> &'static AtomicU16 {
         word(self.0.ring().page + offset)
     }
@@ -91,11 +112,7 @@ impl Device for Virtio {
     type Ring = virtio::Ring;
 
     fn new() -> Self {
-        let judge = |status| if status == 0 { Ok(()) } else { Err(Errno::EIO) };
-        let bell = Registers::pretended().unwrap();
-        let ring = virtio::Ring::new(Dma::DIRECT, 0, ENTRIES, (bell, 0), judge).unwrap();
-        let control = Control::new("a liar", Obedient);
-        Virtio(Slots::new(control, ring, virtio::Ends::default()))
+        Virtio::with(Control::new("a liar", Obedient))
     }
 
     fn queue(&self) -> &Slots<virtio::Ring> {
@@ -384,4 +401,91 @@ ktest!(an_old_nvme_completion_is_known, {
         second.told.is_completed()
     });
     assert_eq!(second.told.get(), Some(&Ok(0)));
+});
+
+/// A device that is to go, and whether it may.
+struct Leaver {
+    control: &'static Control,
+    device: Virtio,
+    gone: Once<bool>,
+}
+
+fn leave(leaver: usize) {
+    // SAFETY: `a_device_goes_when_it_has_nothing_left` leaked it.
+    let leaver = unsafe { &*(leaver as *const Leaver) };
+    let gone = let_go(leaver.control, &[leaver.device.queue()]);
+    leaver.gone.call_once(|| gone);
+}
+
+// What it has been given ends first, however long that takes; it gets nothing more; then it forgets.
+ktest!(a_device_goes_when_it_has_nothing_left, {
+    let counted: &'static Counted = Box::leak(Box::default());
+    counted.obeys.store(true, Ordering::SeqCst);
+    let control = Control::new("a leaver", counted);
+    let leaver: &'static Leaver = Box::leak(Box::new(Leaver {
+        control,
+        device: Virtio::with(control),
+        gone: Once::new(),
+    }));
+    let (device, mut n) = (&leaver.device, 0);
+    let asker = asked(device);
+    let first = next(device, &mut n, 1 << 16);
+    let landing: &'static Landing = Box::leak(Box::default());
+    let ended = Arc::new(Ended::default());
+    let job: Arc<Job> = Arc::new(Job::new(Tell(ended.clone())));
+    let begin = |device: &'static Virtio| {
+        let bounce = (Bounce::new().unwrap(), Way::Fill);
+        let request = Request::of_bounce(landing, &job, 0, bounce, 4096).unwrap();
+        device.queue().begin(Dma::DIRECT, device, request);
+    };
+    begin(device);
+    let second = next(device, &mut n, 1 << 16);
+    task::spawn_kernel_thread("leaver", leave, core::ptr::from_ref(leaver) as usize).unwrap();
+    // It is refused what is new, from some time on, by either way.
+    until("it is refused", || {
+        let late = asked(device);
+        until("an answer", || {
+            if device.given() != n {
+                device.says(next(device, &mut n, 1 << 16), true);
+                device.0.interrupt();
+            }
+            late.told.is_completed()
+        });
+        late.told.get() == Some(&Err(Errno::EIO))
+    });
+    begin(device);
+    landing.end_all();
+    assert_eq!(Arc::strong_count(&job), 2, "one is in flight");
+    for name in [first, second] {
+        assert!(!leaver.gone.is_completed(), "it has something");
+        assert_eq!(counted.resets.load(Ordering::SeqCst), 0);
+        device.says(name, true);
+        device.0.interrupt();
+    }
+    until("it has gone", || leaver.gone.is_completed());
+    assert_eq!(leaver.gone.get(), Some(&true));
+    assert_eq!(counted.resets.load(Ordering::SeqCst), 1);
+    until("who asked is told", || asker.told.is_completed());
+    assert_eq!(asker.told.get(), Some(&Ok(0)));
+    job.begun();
+    landing.end_all();
+    assert_eq!(ended.0.load(Ordering::Relaxed), 1);
+    assert_eq!(Arc::strong_count(&job), 1, "the requests are gone");
+});
+
+// One that neither answers nor forgets keeps what it was given, and may not go; who would not wait for it does not.
+ktest!(a_device_that_forgets_nothing_may_not_go, {
+    let counted: &'static Counted = Box::leak(Box::default());
+    let control = Control::new("a rock", counted);
+    let device = Virtio::with(control).0.with_patience(1000);
+    let command = || virtio::Command {
+        header: [4, 0],
+        memory: None,
+    };
+    assert_eq!(device.try_request(command()), None);
+    assert_eq!(device.try_request(command()), Some(Err(Errno::EIO)));
+    assert!(!let_go(control, &[&device]));
+    counted.obeys.store(true, Ordering::SeqCst);
+    assert!(let_go(control, &[&device]));
+    assert_eq!(device.request(command()), Err(Errno::EIO));
 });
