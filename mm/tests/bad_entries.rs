@@ -54,6 +54,11 @@ fn pfn_8_an_entry_that_leads_nowhere() {
         let read = gup::get_user_pages_remote(s, wait, at, NONE, slots(1));
         assert_eq!(read.err(), Some(Errno::EEXIST));
         assert_eq!(reported(&lab, at, bad), 1, "gup");
+        // Without a lock nobody knows the VMA: it is left to those who do.
+        lab.run(s);
+        let fast = gup::get_user_pages_fast(s, wait, va, NONE, slots(3));
+        assert_eq!(fast.map(|pages| pages.len()).ok(), Some(1));
+        assert_eq!(reported(&lab, at, bad), 1, "gup fast");
         if kind == ANON {
             assert_eq!(lab.fault(s, at, Want::Write, true), BUS);
             assert!(reported(&lab, at, bad) > 0, "a write");

@@ -62,7 +62,7 @@ fn noticed(seed: u64, steps: u32, mutation: Option<Mutation>) -> Option<String> 
 /// Flushes that no program can cause yet, and why.
 const UNREACHED: &[(&str, &str)] = &[
     // No zero page or raw frame stands in a file mapping yet.
-    ("rmap/mod.rs", "if pte.special()"),
+    ("rmap/mod.rs", "let Ok(page) = vma.folio("),
     // An empty table goes with the mapping it was made for, before another can move there.
     ("table/lock.rs", "if !empty.is_empty()"),
 ];

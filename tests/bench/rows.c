@@ -115,8 +115,13 @@ int main(int argc, char **argv) {
     if (pipe(to)) return 2;
     t = ticks();
     for (size_t i = 0; i < n; i++) if (vmsplice(to[1], &all, 1, 0) != (ssize_t)all.iov_len || read(to[0], q, 16 * PAGE) != (ssize_t)all.iov_len) return 2;
-  } else if (!strcmp(row, "gup_fast_b1") || !strcmp(row, "pin_fast_b1")) {
-    struct { uint64_t get_us, put_us, address, size; uint32_t pages_per_call, flags, test_flags, which[8]; } r = {.size = n * PAGE, .pages_per_call = 1, .flags = 1};
+  } else if (!strncmp(row, "gup_", 4) || !strncmp(row, "pin_", 4)) {
+    static const char *const kinds[] = {"gup_fast", "pin_fast", "pin_longterm", "gup_slow", "pin_slow"};
+    const char *batch = strstr(row, "_b");
+    unsigned kind = 0;
+    while (kind < 5 && strncmp(row, kinds[kind], batch ? (size_t)(batch - row) : 0)) kind++;
+    if (!batch || kind == 5) return 1;
+    struct { uint64_t get_us, put_us, address, size; uint32_t pages_per_call, flags, test_flags, which[8]; } r = {.size = n * PAGE, .pages_per_call = atoi(batch + 2), .flags = 1};
     char *p = area(AREA);
     write_each(p, n);
     r.address = (uint64_t)p;
@@ -124,7 +129,7 @@ int main(int argc, char **argv) {
     mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
     int device = open("/sys/kernel/debug/gup_test", O_RDWR);
     t = ticks();
-    if (ioctl(device, _IOWR('g', *row == 'g' ? 1 : 2, r), &r)) return 2;
+    if (ioctl(device, _IOWR('g', kind + 1, r), &r)) return 2;
   } else {
     return 1;
   }

@@ -38,7 +38,7 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
     }
     let allow = WRITTEN | bit::A;
     // A raw frame that looks like our own page is another's (BUG-35).
-    let raw = cx.vma.believed(cx.va, old).special() && !planted(35);
+    let raw = cx.vma.folio(cx.va, old).is_err() && !planted(35);
     if cx.vma.flags().contains(VmaFlags::SHARED) {
         let folio = Folio::new(cx.hw, old.pfn());
         if !raw && needs_notice(cx.vma.object().map(|o| &**o), folio) {
@@ -75,12 +75,11 @@ pub(super) fn unshare<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Result<bool
     }
     // Not a write: what was known to be written still is, and nothing else.
     let bits = LeafBits(cx.vma.prot_bits().0 | old.0 & bit::SOFT_DIRTY);
-    if cx.vma.believed(cx.va, old).special() {
+    let Ok(folio) = cx.vma.folio(cx.va, old) else {
         drop(pt);
         replace(cx, old, Source::uncounted(cx.hw, old.pfn()), bits)?;
         return Ok(true);
-    }
-    let folio = Folio::new(cx.hw, old.pfn());
+    };
     if folio.is_anon() && is_ours(folio) {
         return Ok(true);
     }

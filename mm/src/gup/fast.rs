@@ -197,27 +197,20 @@ fn section<H: Hw, const PIN: bool, const WRITE: bool>(
     }
 }
 
-/// Bits that decide whether an entry is plain.
-const LOOK: u64 = bit::P | bit::U | bit::W | bit::SPECIAL | bit::DEVMAP | bit::KEY;
-/// Likewise if it need not be writable.
-const LOOK_READ: u64 = LOOK & !bit::W;
-
-/// FAST-6: whether the user may do it himself and something counted stands behind the entry.
-#[inline(always)]
-fn permits<H: Hw, const WRITE: bool>(hw: H, e: Pte) -> bool {
-    let (look, right) = if WRITE {
-        (LOOK, bit::P | bit::U | bit::W)
-    } else {
-        (LOOK_READ, bit::P | bit::U)
-    };
-    e.0 & look == right || keyed::<H, WRITE>(hw, e, look, right) || planted(17) && e.is_counted()
+/// What the user must be let do.
+const fn right<const WRITE: bool>() -> u64 {
+    if WRITE { bit::U | bit::W } else { bit::U }
 }
 
-/// A protection key may be all that is odd about it.
+/// FAST-6, of an entry that is not plain: a protection key may be all that is odd about it.
 #[cold]
 #[inline(never)]
-fn keyed<H: Hw, const WRITE: bool>(hw: H, e: Pte, look: u64, right: u64) -> bool {
-    e.0 & look & !bit::KEY == right && hw.pkey_allows(e.key(), WRITE)
+fn keyed<H: Hw, const WRITE: bool>(hw: H, e: Pte) -> Option<Pfn> {
+    if planted(17) && e.is_counted() {
+        return Some(e.pfn());
+    }
+    e.plain(right::<WRITE>(), bit::DEVMAP, hw.frames_end())
+        .filter(|_| hw.pkey_allows(e.key(), WRITE))
 }
 
 /// Entries of one table, slot by slot; how many.
@@ -247,11 +240,15 @@ fn one<H: Hw, const PIN: bool, const WRITE: bool>(
     slot: &mut PageSlot,
 ) -> bool {
     let e = cell.load();
-    if !permits::<H, WRITE>(hw, e) {
-        return false;
-    }
-    debug_assert!(e.pfn().0 < hw.frames_end());
-    let d = hw.desc(e.pfn());
+    // FAST-6: whether the user may do it himself and something counted stands behind the entry.
+    let pfn = match e.plain(right::<WRITE>(), bit::DEVMAP | bit::KEY, hw.frames_end()) {
+        Some(pfn) => pfn,
+        None => match keyed::<H, WRITE>(hw, e) {
+            Some(pfn) => pfn,
+            None => return false,
+        },
+    };
+    let d = hw.desc(pfn);
     point(hw, Point::FastRead);
     // A tail has no references of its own.
     if !d.try_get_many(weight::<PIN>()) {
@@ -265,19 +262,17 @@ fn one<H: Hw, const PIN: bool, const WRITE: bool>(
         if !(same
             && flags & (flag::HEAD | flag::SECRET) == 0
             && (!PIN || pin_stands::<WRITE>(e, d, flags, long))
-            && (!PIN || hw.make_accessible(e.pfn()).is_ok()))
+            && (!PIN || hw.make_accessible(pfn).is_ok()))
         {
             // The head of a large folio was counted as if it were small.
-            if !undo::<H, PIN>(hw, e.pfn())
-                || !large_page::<H, PIN, WRITE>(hw, long, cell, e, above)
-            {
+            if !undo::<H, PIN>(hw, pfn) || !large_page::<H, PIN, WRITE>(hw, long, cell, e, above) {
                 return false;
             }
         } else if flags & flag::REFERENCED == 0 {
             d.set(flag::REFERENCED); // FAST-19
         }
     }
-    *slot = PageSlot::new(e.pfn());
+    *slot = PageSlot::new(pfn);
     true
 }
 
@@ -404,10 +399,10 @@ fn huge<H: Hw, const PIN: bool, const WRITE: bool>(
     let inside = at - walk::align_down(at, level);
     let left = (walk::next(at, level) - at) >> PAGE_SHIFT;
     let n = slots.len().min(left as usize);
-    if !permits::<H, WRITE>(hw, e) {
+    let Some(first) = keyed::<H, WRITE>(hw, e) else {
         return 0;
-    }
-    let page = Pfn(e.pfn().0 + (inside >> PAGE_SHIFT));
+    };
+    let page = Pfn(first.0 + (inside >> PAGE_SHIFT));
     let long = want.has(GupFlags::LONGTERM);
     let n = large::<H, PIN, WRITE>(hw, long, page, n, leaf, above);
     for (i, slot) in slots.iter_mut().take(n).enumerate() {

@@ -189,38 +189,72 @@ fn small<H: Hw>(
     mut slots: Option<&mut [PageSlot]>,
     counted: &mut u64,
 ) -> (usize, End) {
-    let (flags, zero) = (vma.flags(), hw.phys().zero_page());
+    let frames = hw.frames_end();
+    let surely = if want.write() || want.pin() {
+        bit::W
+    } else {
+        0
+    };
     let first = PtGuard::<H>::index(at);
     let pages = ((end - at) >> PAGE_SHIFT).min((512 - first) as u64) as usize;
     for n in 0..pages {
-        let mut e = pt.get(first + n);
-        if e.present() {
-            e = vma.believed(at + ((n as u64) << PAGE_SHIFT), e);
-        }
-        match judge(e, want, flags, zero, || look(hw, e.pfn())) {
-            Verdict::Take => {}
-            Verdict::Raw if slots.is_none() => {
-                touch_raw(pt, first + n, e, want);
-                continue;
+        let e = pt.get(first + n);
+        // Most need no judge.
+        let (pfn, folio) = match e.plain(surely, 0, frames) {
+            Some(pfn) => (pfn, Some(Folio::of_page(hw, pfn))),
+            None => match ask(pt, first + n, vma, e, want, slots.is_some()) {
+                Ok(folio) => (e.pfn(), folio),
+                Err(why) => return (n, why),
+            },
+        };
+        if let Some(folio) = folio {
+            if let Err(errno) = take(folio, 1, want, counted) {
+                return (n, End::Refused(errno));
             }
-            Verdict::Raw => return (n, End::Refused(Errno::EEXIST)),
-            Verdict::Fault(_) if !e.present() && want.has(GupFlags::DUMP) && vma.is_anon() => {
-                return (n, End::Refused(Errno::EFAULT)); // WALK-1
+            if want.touch {
+                touch(folio, e, want);
             }
-            Verdict::Fault(need) => return (n, End::Fault(need)),
-            Verdict::Refuse(errno) => return (n, End::Refused(errno)),
-        }
-        if let Err(errno) = take(hw, e.pfn(), 1, want, counted) {
-            return (n, End::Refused(errno));
-        }
-        if want.touch {
-            touch(hw, e, want);
         }
         if let Some(slot) = slots.as_mut().and_then(|s| s.get_mut(n)) {
-            *slot = PageSlot::new(e.pfn());
+            *slot = PageSlot::new(pfn);
         }
     }
     (pages, End::Reached)
+}
+
+/// Asks the judge about entry `i`: the folio to take hold of; none if nothing is counted behind it, and there is no more to do.
+#[inline(never)]
+fn ask<H: Hw>(
+    pt: &mut PtGuard<H>,
+    i: usize,
+    vma: &Vma<H>,
+    mut e: Pte,
+    want: Want,
+    hold: bool,
+) -> Result<Option<Folio<H>>, End> {
+    let hw = vma.space().hw();
+    if e.present()
+        && let Err(bare) = vma.folio(pt.base() + ((i as u64) << PAGE_SHIFT), e)
+    {
+        e = bare;
+    }
+    let zero = hw.phys().zero_page();
+    match judge(e, want, vma.flags(), zero, || look(hw, e.pfn())) {
+        Verdict::Take if e.is_counted() => Ok(Some(Folio::of_page(hw, e.pfn()))),
+        // The zero page's pins are not counted (PIN-7).
+        Verdict::Take if want.hold != Hold::Get || hw.desc(zero).get_checked(1) => Ok(None),
+        Verdict::Take => Err(End::Refused(Errno::ENOMEM)),
+        Verdict::Raw if hold => Err(End::Refused(Errno::EEXIST)),
+        Verdict::Raw => {
+            touch_raw(pt, i, e, want);
+            Ok(None)
+        }
+        Verdict::Fault(_) if !e.present() && want.has(GupFlags::DUMP) && vma.is_anon() => {
+            Err(End::Refused(Errno::EFAULT)) // WALK-1
+        }
+        Verdict::Fault(need) => Err(End::Fault(need)),
+        Verdict::Refuse(errno) => Err(End::Refused(errno)),
+    }
 }
 
 /// A huge leaf: all its pages up to `end` at once (HUGE-4, WALK-9, LOOP-5).
@@ -236,8 +270,8 @@ fn huge<H: Hw>(
     mut slots: Option<&mut [PageSlot]>,
     counted: &mut u64,
 ) -> (usize, End) {
-    let zero = hw.phys().zero_page();
-    match judge(e, want, vma.flags(), zero, || look(hw, e.pfn())) {
+    let none = Pfn(u64::MAX); // there is no large zero page
+    match judge(e, want, vma.flags(), none, || look(hw, e.pfn())) {
         Verdict::Take => {}
         // As in `small`; there need not be a descriptor.
         Verdict::Raw if slots.is_none() => {
@@ -250,13 +284,13 @@ fn huge<H: Hw>(
     }
     let first = Pfn(e.pfn().0 + ((at - walk::align_down(at, level)) >> PAGE_SHIFT));
     // A leaf may span several folios.
-    let (_, pages) = range_run(hw, first, (end - at) / PAGE_SIZE);
+    let (folio, pages) = range_run(hw, first, (end - at) / PAGE_SIZE);
     let pages = pages as usize;
-    if let Err(errno) = take(hw, first, pages as i32, want, counted) {
+    if let Err(errno) = take(folio, pages as i32, want, counted) {
         return (0, End::Refused(errno));
     }
     if want.touch {
-        touch(hw, e, want);
+        touch(folio, e, want);
     }
     if let Some(slots) = &mut slots {
         for (n, slot) in slots.iter_mut().take(pages).enumerate() {
@@ -279,29 +313,20 @@ fn touch_raw<H: Hw>(pt: &mut PtGuard<H>, i: usize, e: Pte, want: Want) {
     }
 }
 
-/// Takes hold of `n` pages of the folio that `page` belongs to (PIN-5); the table's lock keeps it.
+/// Takes hold of `n` pages of a folio (PIN-5); the table's lock keeps it.
 #[inline]
-fn take<H: Hw>(hw: H, page: Pfn, n: i32, want: Want, counted: &mut u64) -> Result<(), Errno> {
+fn take<H: Hw>(folio: Folio<H>, n: i32, want: Want, counted: &mut u64) -> Result<(), Errno> {
+    let (hw, d) = (folio.hw(), folio.desc());
     match want.hold {
         Hold::No => return Ok(()),
-        Hold::Get => {
-            let held = Folio::of_page(hw, page).desc().get_checked(n);
-            return if held { Ok(()) } else { Err(Errno::ENOMEM) };
-        }
+        Hold::Get => return d.get_checked(n).then_some(()).ok_or(Errno::ENOMEM),
         Hold::Pin => {}
     }
-    if page == hw.phys().zero_page() {
-        return Ok(()); // PIN-7
-    }
-    let folio = Folio::of_page(hw, page);
-    if want.has(GupFlags::LONGTERM) && !pinnable(folio) {
-        // It would have to be moved first (LT-6), which nobody does yet.
+    // Of memory that moves it would have to be moved first (LT-6), which nobody does yet.
+    if want.has(GupFlags::LONGTERM) && !pinnable(folio) || !d.pin(n) {
         return Err(Errno::ENOMEM);
     }
-    if !folio.desc().pin(n) {
-        return Err(Errno::ENOMEM);
-    }
-    if let Err(errno) = hw.make_accessible(page) {
+    if let Err(errno) = hw.make_accessible(folio.pfn()) {
         folio.unpin(n);
         return Err(errno);
     }
@@ -326,7 +351,7 @@ pub(super) fn follow_gate<H: Hw>(
     let e = walk::kernel_leaf(hw, va).filter(|e| e.user() && e.is_counted());
     let page = e.ok_or(Errno::EFAULT)?.pfn();
     let mut counted = 0;
-    take(hw, page, 1, want, &mut counted)?;
+    take(Folio::of_page(hw, page), 1, want, &mut counted)?;
     if counted != 0 {
         hw.phys().count_pinned(hw.cpu(), counted);
     }
@@ -345,11 +370,7 @@ pub(super) fn pinnable<H: Hw>(folio: Folio<H>) -> bool {
 
 /// WALK-7. The entry's own bits stay the MMU's.
 #[inline]
-fn touch<H: Hw>(hw: H, e: Pte, want: Want) {
-    if !e.is_counted() {
-        return;
-    }
-    let folio = Folio::of_page(hw, e.pfn());
+fn touch<H: Hw>(folio: Folio<H>, e: Pte, want: Want) {
     if want.write() && !e.dirty() {
         folio.set_dirty();
     }

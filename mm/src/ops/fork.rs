@@ -172,9 +172,12 @@ impl<H: Hw> Copy<'_, H> {
     ) -> usize {
         let hw = self.hw;
         let (mut special, mut file) = (0, 0);
-        let base = src.base();
+        let (base, frames) = (src.base(), hw.frames_end());
         let (at, given) = src.copy_each(dst, range, |i, mut old| {
-            let behind = self.vma.folio(base + ((i as u64) << PAGE_SHIFT), old);
+            let behind = match old.plain(0, 0, frames) {
+                Some(pfn) => Ok(Folio::new(hw, pfn)),
+                None => self.vma.folio(base + ((i as u64) << PAGE_SHIFT), old),
+            };
             if let Ok(folio) = behind {
                 let d = folio.desc();
                 if !folio.is_anon() {

@@ -2,9 +2,9 @@
 
 use super::each_table;
 use crate::addr::{PAGE_SHIFT, UserRange};
-use crate::phys::{Folio, Hw, flag};
-use crate::race::planted;
+use crate::phys::{Folio, Hw};
 use crate::space::{AddressSpace, RssKind, Vma, VmaFlags};
+use crate::table::pte::bit;
 use crate::table::{PtGuard, Pte, StableVma, TlbBatch};
 
 /// Empties every entry of `range`, which lies in `vma`; a yield point after each table.
@@ -44,10 +44,7 @@ fn zap_table<H: Hw, const DEAD: bool>(
     batch: &mut TlbBatch<'_, H>,
     vma: &Vma<H>,
 ) -> (i64, i64, bool) {
-    let hw = batch.hw();
-    let harvest_young = !vma
-        .flags()
-        .intersects(VmaFlags::RAND_READ | VmaFlags::SEQ_READ);
+    let (hw, frames) = (batch.hw(), batch.hw().frames_end());
     let first = PtGuard::<H>::index(piece.start());
     let end = first + piece.pages() as usize;
     let Some(first) = pt.first_used(first..end) else {
@@ -55,45 +52,38 @@ fn zap_table<H: Hw, const DEAD: bool>(
     };
     let base = pt.base();
     batch.note(piece.start(), piece.end());
-    // It was full and flushed: what comes after is not noted any more.
-    let note_again = |batch: &mut TlbBatch<'_, H>, i: usize| {
-        batch.note(base + ((i as u64) << PAGE_SHIFT), piece.end());
+    let mut others = Others {
+        vma,
+        base,
+        uncounted: 0,
+        file: 0,
+        tracked: false,
     };
-    let (mut uncounted, mut file, mut tracked) = (0, 0, false);
-    let frames = hw.frames_end();
     let taken = pt.take_each(first..end, |i, old| {
-        let folio = Folio::new(hw, old.pfn());
-        if !old.is_plain() || old.pfn().0 >= frames || planted(13) {
-            let old = vma.believed(base + ((i as u64) << PAGE_SHIFT), old);
-            if !old.is_counted() {
-                uncounted += 1;
-                return;
+        let plain = old.plain(0, bit::MLOCKED, frames);
+        let folio = match plain.map(|pfn| Folio::new(hw, pfn)) {
+            Some(folio) if folio.is_anon() => {
+                folio.desc().map_dec();
+                folio
             }
-            if old.mlocked() {
-                folio.munlock();
-            }
-        }
-        if !folio.is_anon() {
-            file += 1;
-            tracked |= !DEAD && old.writable() && folio.is_tracked();
-            if harvest(folio, old, harvest_young) {
-                if retire_tail(batch, folio) {
-                    note_again(batch, i);
-                }
-                return;
-            }
-        }
-        folio.desc().map_dec();
+            Some(page) => others.unmap(old, page),
+            None => match others.odd(i, old) {
+                Some(folio) => folio,
+                None => return,
+            },
+        };
         if DEAD && folio.desc().ref_count() > 1 {
             // Nobody remembers the entry, and others keep the page: nothing to put off.
             folio.put();
         } else if DEAD {
             retire_dead(batch, folio);
         } else if batch.retire_folio(folio.pfn()) {
-            note_again(batch, i);
+            // It was full and flushed: what comes after is not noted any more.
+            batch.note(base + ((i as u64) << PAGE_SHIFT), piece.end());
         }
     });
-    (taken - uncounted - file, file, tracked)
+    let anon = taken - others.uncounted - others.file;
+    (anon, others.file, others.tracked && !DEAD)
 }
 
 /// Out of the loop's way; a dead batch flushes nothing, so nothing need be noted again.
@@ -102,27 +92,49 @@ fn retire_dead<H: Hw>(batch: &mut TlbBatch<'_, H>, folio: Folio<H>) {
     let _ = batch.retire_folio(folio.pfn());
 }
 
-/// A later page of a large folio: mapped by itself, referenced as a whole. As `retire_folio`.
-#[cold]
-fn retire_tail<H: Hw>(batch: &mut TlbBatch<'_, H>, page: Folio<H>) -> bool {
-    page.desc().map_dec();
-    batch.retire_folio(Folio::of_page(batch.hw(), page.pfn()).pfn())
+/// The entries of a table that are not plainly of anonymous pages.
+struct Others<'v, H: Hw> {
+    vma: &'v Vma<H>,
+    base: u64,
+    uncounted: i64,
+    file: i64,
+    /// Whether a page of a file that is written back could be stored to.
+    tracked: bool,
 }
 
-/// What the machine noted in the entry of a file's page, or a driver's. Whether it is a later page of a large folio.
-#[inline(never)]
-fn harvest<H: Hw>(page: Folio<H>, old: Pte, young: bool) -> bool {
-    let tail = page.desc().has(flag::TAIL);
-    let folio = if tail {
-        Folio::of_page(page.hw(), page.pfn())
-    } else {
-        page
-    };
-    if old.dirty() {
-        folio.set_dirty();
+impl<H: Hw> Others<'_, H> {
+    /// What the machine noted in `old` is noted of its page, and the mapping ends; the folio whose reference is still to go.
+    #[inline(never)]
+    fn unmap(&mut self, old: Pte, page: Folio<H>) -> Folio<H> {
+        // A later page of a large folio is mapped by itself and referenced as a whole.
+        let folio = Folio::of_page(page.hw(), page.pfn());
+        if !page.is_anon() {
+            self.file += 1;
+            self.tracked |= old.writable() && page.is_tracked();
+            if old.dirty() {
+                folio.set_dirty();
+            }
+            let read = VmaFlags::RAND_READ | VmaFlags::SEQ_READ;
+            if old.young() && !self.vma.flags().intersects(read) {
+                folio.mark_accessed();
+            }
+        }
+        page.desc().map_dec();
+        folio
     }
-    if young && old.young() {
-        folio.mark_accessed();
+
+    /// The same of an entry that is not plain; `None`: nothing counts what was there.
+    #[cold]
+    #[inline(never)]
+    fn odd(&mut self, i: usize, old: Pte) -> Option<Folio<H>> {
+        let va = self.base + ((i as u64) << PAGE_SHIFT);
+        let Ok(page) = self.vma.folio(va, old) else {
+            self.uncounted += 1;
+            return None;
+        };
+        if old.mlocked() {
+            page.munlock();
+        }
+        Some(self.unmap(old, page))
     }
-    tail
 }

@@ -87,29 +87,20 @@ impl FrameDesc {
         self.refs.load(Acquire)
     }
 
-    /// `n` pins of this folio, whose references the caller has raised already: by `n` here, the head of a large
-    /// folio, and by `n * PIN_BIAS` of a small one (which is all that a small one needs).
+    /// `n` pins, from somebody who holds a reference or the table lock; `false` and nothing near the limit. The head of a
+    /// large folio counts them beside `n` references, a small one as `n * PIN_BIAS` of them.
     #[inline]
-    pub fn note_pins(&self, n: i32) {
-        if self.has(flag::HEAD) {
+    pub fn pin(&self, n: i32) -> bool {
+        if !self.has(flag::HEAD) {
+            let refs = n.checked_mul(PIN_BIAS);
+            return refs.is_some_and(|refs| self.get_checked(refs));
+        }
+        let held = self.get_checked(n);
+        if held {
             // SeqCst: as in `get_checked`.
             self.pins.fetch_add(n, SeqCst);
         }
-    }
-    /// What one pin adds to the references of this folio.
-    #[inline]
-    pub fn pin_weight(&self) -> i32 {
-        if self.has(flag::HEAD) { 1 } else { PIN_BIAS }
-    }
-    /// `n` pins, from somebody who holds a reference or the table lock; `false` and nothing near the limit.
-    #[inline]
-    pub fn pin(&self, n: i32) -> bool {
-        let refs = n.checked_mul(self.pin_weight());
-        if !refs.is_some_and(|refs| self.get_checked(refs)) {
-            return false;
-        }
-        self.note_pins(n);
-        true
+        held
     }
     /// Takes `n` pins back; `true` if the references went with them, and the caller frees (PIN-6). `n` pages
     /// at most as many as were pinned.

@@ -120,7 +120,6 @@ fn zap<H: Hw>(
     batch: &mut TlbBatch<'_, H>,
 ) {
     let space = vma.space();
-    let hw = space.hw();
     let mut va = start;
     while va < end {
         let stop = end.min((va | (PMD_SIZE - 1)) + 1);
@@ -136,14 +135,13 @@ fn zap<H: Hw>(
             if !pte.present() {
                 continue;
             }
-            let pte = vma.believed(va - PAGE_SIZE, pte);
-            if pte.special() {
+            let Ok(page) = vma.folio(va - PAGE_SIZE, pte) else {
                 table.take(i);
                 batch.note(va - PAGE_SIZE, va);
                 continue;
-            }
+            };
             // A driver's may be a later page of a large folio: mapped by itself, referenced as a whole.
-            let (page, folio) = (Folio::new(hw, pte.pfn()), Folio::of_page(hw, pte.pfn()));
+            let folio = Folio::of_page(page.hw(), page.pfn());
             let is_anon = folio.is_anon();
             if is_anon && copies == Copies::Keep {
                 continue;

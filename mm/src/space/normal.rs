@@ -18,25 +18,13 @@ use crate::table::Pte;
 use crate::table::pte::bit;
 
 impl<H: Hw> Vma<H> {
-    /// What the rest may make of the entry `e` of `va`, which is not empty: if it is counted then, its frame has a descriptor.
-    #[inline(always)]
-    pub fn believed(&self, va: u64, e: Pte) -> Pte {
-        if e.folio(self.space().hw()).is_some() && !planted(13) {
-            return e;
-        }
-        self.odd(va, e)
-    }
-
-    /// The folio behind it; `Err`: what the rest may make of it, which is not counted.
-    #[inline(always)]
+    /// The folio behind the entry `e` of `va`, which is not empty; `Err`: what the rest may make of it, which is not counted.
+    /// Loops ask [`Pte::plain`] first.
+    #[inline]
     pub fn folio(&self, va: u64, e: Pte) -> Result<Folio<H>, Pte> {
-        let hw = self.space().hw();
-        match e.folio(hw) {
-            Some(folio) if !planted(13) => Ok(folio),
-            _ => {
-                let odd = self.odd(va, e);
-                odd.folio(hw).ok_or(odd)
-            }
+        match e.folio(self.space().hw()) {
+            Some(folio) if !(planted(13) && self.would_show(va, e.pfn())) => Ok(folio),
+            _ => Err(self.bare(va, e)),
         }
     }
 
@@ -52,26 +40,14 @@ impl<H: Hw> Vma<H> {
     /// Nothing is counted behind it, or nothing can be.
     #[cold]
     #[inline(never)]
-    fn odd(&self, va: u64, e: Pte) -> Pte {
-        let bare = e.with(bit::SPECIAL);
-        if e.folio(self.space().hw()).is_some() {
-            return if planted(13) && self.would_show(va, e.pfn()) {
-                bare
-            } else {
-                e
-            };
-        }
-        if e.is_counted() {
-            self.report(va, e);
-            return bare;
-        }
+    fn bare(&self, va: u64, e: Pte) -> Pte {
         if !self.may_be_bare(va, e) {
             self.report(va, e);
         }
-        e
+        // What is not present has other bits there.
+        if e.present() { e.with(bit::SPECIAL) } else { e }
     }
 
-    /// Of an entry that is not counted.
     fn may_be_bare(&self, va: u64, e: Pte) -> bool {
         let flags = self.flags();
         e.special()

@@ -10,8 +10,9 @@
 //! bit 2 = was writable. A PROT_NONE leaf is absent for the machine, so that the kernel's own copies
 //! fault on it like the user (a mere U = 0 would let them through), and present for us.
 
-use crate::addr::Pfn;
+use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::phys::{Folio, Hw};
+use crate::race::planted;
 
 /// Bits of an entry.
 pub mod bit {
@@ -240,17 +241,20 @@ impl Pte {
         self.present() && (self.0 ^ old.0) & (bit::FRAME | bit::SPECIAL) == 0
     }
     /// The folio behind it, as it starts or some page of it; none if nothing counts it, or if its frame has no descriptor: then
-    /// the entry cannot be ours (PFN-8, `Vma::believed` reports it).
+    /// the entry cannot be ours (PFN-8, `Vma::folio` reports it).
     #[inline]
     pub fn folio<H: Hw>(self, hw: H) -> Option<Folio<H>> {
         (self.is_counted() && self.pfn().0 < hw.frames_end()).then(|| Folio::new(hw, self.pfn()))
     }
-    /// Counted, and not locked in memory: what most entries are that are not empty.
-    #[inline]
-    pub const fn is_plain(self) -> bool {
-        // As `is_counted`: MLOCKED is higher still.
-        let b = self.0 & (bit::P | bit::PROT_NONE | bit::SPECIAL | bit::MLOCKED);
-        b.wrapping_sub(1) < bit::SPECIAL - 1
+    /// Its frame, by one comparison, if it is what a loop nearly always meets: present for the machine, counted, of a frame
+    /// below `end`, which is [`Hw::frames_end`], with all the bits `with` and none of `without`. `None` says nothing.
+    #[inline(always)]
+    pub fn plain(self, with: u64, without: u64, end: u64) -> Option<Pfn> {
+        let with = with | bit::P;
+        let wrong = (self.0 ^ with) & (with | without | bit::SPECIAL);
+        // The frame comes lowest, and above it what is not as it should be, which makes it too large.
+        let pfn = (wrong | self.0 & bit::FRAME).rotate_right(PAGE_SHIFT);
+        (pfn < end && !planted(13)).then_some(Pfn(pfn))
     }
     /// Whether its page is counted as locked on its behalf.
     #[inline]
@@ -353,16 +357,30 @@ mod tests {
         assert_eq!(Pte::EMPTY.state(1), PteState::Absent);
     }
 
+    /// PFN-1, PFN-8: against its rule in words, with each bit, and each two, set and not.
     #[test]
-    fn a_plain_entry_is_counted_and_not_locked() {
-        for bits in [bit::P, bit::PROT_NONE] {
-            let e = Pte(7 << 12 | bits | bit::A | bit::NX);
-            assert!(e.is_counted() && e.is_plain());
-            let locked = e.with(bit::MLOCKED);
-            assert!(locked.is_counted() && locked.mlocked() && !locked.is_plain());
-            assert!(!e.with(bit::SPECIAL).is_plain());
+    fn a_plain_entry_is_all_that_is_asked() {
+        const END: u64 = 1 << 18;
+        let pfns = [0, 1, 7, END - 1, END, END + 1, 1 << 39, (1 << 40) - 1];
+        for (with, without) in [
+            (0, 0),
+            (0, bit::MLOCKED),
+            (bit::U | bit::W, bit::DEVMAP | bit::KEY),
+        ] {
+            for n in 0..64 * 64 {
+                let marks = (1u64 << (n & 63) | 1 << (n >> 6)) & !bit::FRAME;
+                for (pfn, p) in pfns.iter().flat_map(|&pfn| [(pfn, 0), (pfn, bit::P)]) {
+                    let e = Pte(pfn << 12 | marks | with & !bit::W | p);
+                    let plain = e.0 & bit::P != 0
+                        && e.is_counted()
+                        && pfn < END
+                        && e.0 & with == with
+                        && e.0 & without == 0;
+                    let found = plain.then_some(Pfn(pfn));
+                    assert_eq!(e.plain(with, without, END), found, "{e:?}");
+                }
+            }
         }
-        assert!(!Pte::EMPTY.is_plain());
     }
 
     /// PFN-1: the kind of a swap entry stands where a leaf has SPECIAL.
