@@ -1,9 +1,9 @@
 //! Pulling the plug. Killing QEMU loses nothing that its disk has taken, so the disk's writes and flushes are recorded
 //! (`blklogwrites`), and images are made as a power cut could leave them: what was written before a flush is there, and of what was
 //! written after it any part. On each the journal is replayed, by the code that the kernel mounts with; then
-//! e2fsck finds nothing, and everything that `fsync` has promised is there.
+//! e2fsck finds nothing, and everything that `fsync` has promised is there. Some of them the kernel itself mounts, a few at a time.
 
-use crate::disks::{Image, Kind};
+use crate::disks::{Image, Kind, raw};
 use crate::ext4::{run, tool, volume};
 use crate::guest_dir;
 use crate::machines::Verdict;
@@ -25,6 +25,10 @@ const PROMISES: u64 = 60;
 
 /// Power cuts that it has to stand while it unmounts.
 const UNMOUNT: u64 = 60;
+
+/// One in so many is mounted by the kernel; so many by one that boots.
+const BOOTED: u64 = 12;
+const DISKS: usize = 5;
 
 /// One entry of the log (the format of Linux's dm-log-writes).
 struct Entry {
@@ -181,8 +185,8 @@ fn keeps(volume: &mut Volume, kept: u64) -> Result<(), String> {
     ))
 }
 
-/// One power cut, before entry `cut`.
-fn pull(base: &[u8], log: &[Entry], cut: usize, dice: &mut Dice, scratch: &Image) -> Verdict {
+/// A power cut before entry `cut`: what is on the disk, and the last promise.
+fn pull(base: &[u8], log: &[Entry], cut: usize, dice: &mut Dice) -> Result<(Vec<u8>, u64), String> {
     let mut image = base.to_vec();
     let flushed = log[..cut]
         .iter()
@@ -202,6 +206,11 @@ fn pull(base: &[u8], log: &[Entry], cut: usize, dice: &mut Dice, scratch: &Image
     let kept = kept.map_or(Ok(0), |entry| word(&entry.data, 0))?;
 
     image.truncate((FILES << 20) as usize);
+    Ok((image, kept))
+}
+
+/// The host mounts it.
+fn replays(image: Vec<u8>, kept: u64, scratch: &Image) -> Verdict {
     let bytes = Rc::new(RefCell::new(image));
     let mut volume = mount(&bytes)?;
     keeps(&mut volume, kept)?;
@@ -211,6 +220,25 @@ fn pull(base: &[u8], log: &[Entry], cut: usize, dice: &mut Dice, scratch: &Image
     drop(volume);
     fs::write(&scratch.0, &*bytes.borrow()).map_err(|error| error.to_string())?;
     tool("e2fsck", &["-fn", &scratch.0.to_string_lossy()]).map(drop)
+}
+
+/// The kernel mounts them.
+fn boots(pulled: &[(Image, u64)]) -> Verdict {
+    let mut words = vec!["pulled".to_string()];
+    for (n, (_, kept)) in (b'a'..).zip(pulled) {
+        words.extend([format!("/dev/vd{}", char::from(n)), kept.to_string()]);
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let drives: Vec<String> = pulled.iter().map(|(image, _)| raw(&image.0)).collect();
+    let disks: Vec<_> = drives
+        .iter()
+        .map(|drive| (Kind::Virtio, drive.as_str()))
+        .collect();
+    run(&words, 2, &disks, |_| {})?;
+    for (image, _) in pulled {
+        tool("e2fsck", &["-fn", &image.0.to_string_lossy()])?;
+    }
+    Ok(())
 }
 
 /// The plug is pulled at each flush and in between; `PLUGS` says how often.
@@ -234,14 +262,26 @@ pub fn what_fsync_promised_survives_a_power_cut() -> Verdict {
     let plugs: u64 = plugs.unwrap_or(40);
     let mut dice = Dice(0x1234_5678_9abc_def1);
     let scratch = Image(guest_dir().join("ext4.pulled.img"));
+    let mut booted = vec![];
     for n in 0..plugs + UNMOUNT {
         // The last writes are those of the unmounting, which has an order of its own.
         let cut = match n.checked_sub(plugs) {
             Some(n) => log.len().saturating_sub(n as usize / 2),
             None => dice.below(log.len() as u64 + 1) as usize,
         };
-        pull(&base, &log, cut, &mut dice, &scratch)
+        let (image, kept) = pull(&base, &log, cut, &mut dice)?;
+        if n % BOOTED == 0 {
+            let file = Image(guest_dir().join(format!("ext4.pulled.{n}.img")));
+            fs::write(&file.0, &image).map_err(|error| error.to_string())?;
+            booted.push((file, kept));
+        }
+        replays(image, kept, &scratch)
             .map_err(|why| format!("power cut {n}, before write {cut} of {}: {why}", log.len()))?;
+        let last = n + 1 == plugs + UNMOUNT;
+        if booted.len() == DISKS || last && !booted.is_empty() {
+            boots(&booted).map_err(|why| format!("power cuts up to {n}: {why}"))?;
+            booted.clear();
+        }
     }
     Ok(())
 }
