@@ -30,6 +30,8 @@ tests!["ext4":
     bad_blocks_of_a_file_are_its_users_affair,
     hostile_images_harm_nobody,
     a_file_larger_than_memory_is_written,
+    a_journal_larger_than_memory_is_not_kept,
+    memory_is_gone_and_nothing_else,
     flights_on_one_cpu,
     flights_on_two_cpus,
     flights_on_four_cpus,
@@ -304,6 +306,24 @@ fn a_file_larger_than_memory_is_written() -> Verdict {
         config.mem = "64M".into();
     })?;
     checked(&image, &outcome)
+}
+
+fn small(what: &str, mb: u64, mem: &str) -> Verdict {
+    let image = volume(&format!("ext4.{what}"), mb, "4096", seed)?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run(&[what, "/dev/vda"], 2, &disks, |config| {
+        config.mem = mem.into();
+    })?;
+    checked(&image, &outcome)
+}
+
+/// 64 MiB of it.
+fn a_journal_larger_than_memory_is_not_kept() -> Verdict {
+    small("journal", 4096, "64M")
+}
+
+fn memory_is_gone_and_nothing_else() -> Verdict {
+    small("shortage", 512, "80M")
 }
 
 /// Images with bytes of their metadata overwritten, the superblock of some included.

@@ -4,6 +4,7 @@
 //! of free objects linked through their first words; each CPU has two per class, and full ones change hands
 //! with the class's depot, so that allocation and freeing take a few instructions whoever frees. The kernel
 //! is not preempted and no interrupt handler allocates, so a CPU's magazines need no lock.
+//! Up to a page: a frame each, so that who counts frames knows whether there is room (blocks of file systems).
 //! Above: `linked_list_allocator` arenas, each a block of frames; for cold objects only.
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -110,6 +111,7 @@ static DEPOTS: [IrqLock<Depot>; CLASSES.len()] = [const {
 }; CLASSES.len()];
 
 static SLAB_FRAMES: AtomicUsize = AtomicUsize::new(0);
+static PAGE_FRAMES: AtomicUsize = AtomicUsize::new(0);
 static ARENA_FRAMES: AtomicUsize = AtomicUsize::new(0);
 
 /// The class for a layout, if it is a small one. Objects lie at multiples of their size in a page, so they
@@ -212,7 +214,7 @@ unsafe impl GlobalAlloc for Heap {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(class) = class_of(&layout) else {
-            return arena_alloc(layout);
+            return large_alloc(layout);
         };
         // SAFETY: this CPU's pair; we are not preempted here.
         let loaded = unsafe { &mut (*pair(class)).loaded };
@@ -227,7 +229,7 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         let Some(class) = class_of(&layout) else {
             // SAFETY: the caller's promise.
-            return unsafe { arena_free(ptr, layout) };
+            return unsafe { large_free(ptr, layout) };
         };
         if cfg!(feature = "test") {
             // SAFETY: the object is free now, `layout.size()` bytes are in it.
@@ -240,6 +242,35 @@ unsafe impl GlobalAlloc for Heap {
         }
         loaded.push(ptr);
     }
+}
+
+fn has_frame(layout: &Layout) -> bool {
+    layout.size() > LARGEST && layout.size() <= PAGE && layout.align() <= PAGE
+}
+
+#[cold]
+fn large_alloc(layout: Layout) -> *mut u8 {
+    if !has_frame(&layout) {
+        return arena_alloc(layout);
+    }
+    let Some(pa) = frames::alloc(0) else {
+        return null_mut();
+    };
+    PAGE_FRAMES.fetch_add(1, Ordering::Relaxed);
+    direct(pa) as *mut u8
+}
+
+/// # Safety
+/// `large_alloc(layout)` returned `ptr`.
+#[cold]
+unsafe fn large_free(ptr: *mut u8, layout: Layout) {
+    if !has_frame(&layout) {
+        // SAFETY: the caller's promise; the layout says that it came from there.
+        return unsafe { arena_free(ptr, layout) };
+    }
+    PAGE_FRAMES.fetch_sub(1, Ordering::Relaxed);
+    // SAFETY: the frame of `large_alloc`, and nobody uses it any more.
+    unsafe { frames::free(ptr as u64 - super::DIRECT_MAP, 0) };
 }
 
 struct Span {
@@ -328,12 +359,11 @@ unsafe fn arena_free(ptr: *mut u8, layout: Layout) {
     panic!("freed {ptr:p}, which no arena has");
 }
 
-/// Frames held by size classes and by arenas.
-pub fn frames_held() -> (usize, usize) {
-    (
-        SLAB_FRAMES.load(Ordering::Relaxed),
-        ARENA_FRAMES.load(Ordering::Relaxed),
-    )
+/// Frames that the heap has.
+pub fn frames_held() -> u64 {
+    let kinds = [&SLAB_FRAMES, &PAGE_FRAMES, &ARENA_FRAMES];
+    let held: usize = kinds.iter().map(|n| n.load(Ordering::Relaxed)).sum();
+    held as u64
 }
 
 /// This CPU's magazines into the depots. Other CPUs' cannot be emptied by an interrupt: it may have come in

@@ -11,7 +11,7 @@ pub mod kspace;
 mod regions;
 mod vmemmap;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bootloader_api::BootInfo;
 use mm::phys::{Phys, Zone};
@@ -36,6 +36,28 @@ const RESERVE: u64 = 256;
 
 static ASKED: AtomicU32 = AtomicU32::new(0);
 static SHORT: AtomicBool = AtomicBool::new(false);
+
+/// Frames that are set aside beside the reserve.
+static ASIDE: AtomicU64 = AtomicU64::new(0);
+
+/// Free frames that system calls and users leave alone while this is there: for work that nobody can be refused.
+pub struct Aside(u64);
+
+impl Aside {
+    pub fn new(frames: u64) -> Result<Self, Errno> {
+        headroom_for(frames)?;
+        let aside = ASIDE.fetch_add(frames, Ordering::Relaxed) + frames;
+        PHYS.set_reserve(2 * RESERVE + aside);
+        Ok(Aside(frames))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let aside = ASIDE.fetch_sub(self.0, Ordering::Relaxed) - self.0;
+        PHYS.set_reserve(2 * RESERVE + aside);
+    }
+}
 
 /// The direct map's address of a physical byte.
 #[inline(always)]
@@ -82,13 +104,20 @@ pub fn headroom() -> Result<(), Errno> {
 
 #[cold]
 fn count_headroom() -> Result<(), Errno> {
-    let mut short = PHYS.free_frames(X86) < RESERVE;
-    if short {
-        heap::trim();
-        short = PHYS.free_frames(X86) < RESERVE;
+    let room = headroom_for(0);
+    SHORT.store(room.is_err(), Ordering::Relaxed);
+    room
+}
+
+/// The same for a call that may take as many frames more; always counted.
+pub fn headroom_for(frames: u64) -> Result<(), Errno> {
+    let least = RESERVE + ASIDE.load(Ordering::Relaxed) + frames;
+    let short = || PHYS.free_frames(X86) < least;
+    if !short() {
+        return Ok(());
     }
-    SHORT.store(short, Ordering::Relaxed);
-    if short { Err(Errno::ENOMEM) } else { Ok(()) }
+    heap::trim();
+    if short() { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 /// A free page below 1 MiB, for the trampoline; it is never given to the allocator.

@@ -383,14 +383,18 @@ static void load(int rounds) {
 
 // Promises, each with its number: when `fsync` has returned, the number goes to a block of the disk behind the file system. Whoever
 // cuts the power knows from that what must be there (`tests/src/plug.rs`).
+static size_t promise(char *b, uint64_t i) {
+  size_t len = 104 + i * 7919 % 30000 / 8 * 8;
+  fill(b, i << 24, len);
+  return len;
+}
 static void plug(int rounds) {
   char *b = anon(64 * KB), name[40];
   int marker = open(disk, O_RDWR | O_DIRECT), dir = open("/mnt", O_RDONLY | O_DIRECTORY), book = made(M "book", O_WRONLY | O_APPEND);
   CHECK(marker >= 0 && dir >= 0);
   for (uint64_t i = 1; i <= (uint64_t)rounds; i++) {
     // Written aside and put in place: the old one or the new one, and whole.
-    size_t len = 104 + i * 7919 % 30000 / 8 * 8;
-    fill(b, i << 24, len);
+    size_t len = promise(b, i);
     int f = made(M "aside", O_WRONLY | O_TRUNC);
     CHECK(write(f, b, len) == (ssize_t)len && !fsync(f) && !close(f));
     snprintf(name, sizeof name, M "slot%d", (int)(i % 8));
@@ -411,6 +415,44 @@ static void plug(int rounds) {
     CHECK(pwrite(marker, b, 512, 40 * MB) == 512);
   }
   CHECK(!close(marker) && !close(dir) && !close(book));
+}
+
+// Disks whose power was cut, each with the number of the last promise: what was promised is there, and they are good to go on.
+static int holds(const char *name, uint64_t i) {
+  static char want[64 * KB], have[64 * KB];
+  size_t len = promise(want, i);
+  int f = open(name, O_RDONLY);
+  CHECK(f >= 0);
+  ssize_t n = read(f, have, sizeof have);
+  CHECK(!close(f));
+  return n == (ssize_t)len && !memcmp(have, want, len);
+}
+static void pulled(int n, char **v) {
+  char name[40], b[64], page[64];
+  for (int d = 0; d < n; d += 2) {
+    if (d) {
+      CHECK(!umount("/mnt"));
+      mounted(v[d], "/mnt", 0);
+    }
+    uint64_t kept = atoi(v[d + 1]);
+    for (uint64_t i = kept > 8 ? kept - 7 : 1; i <= kept; i++) {
+      snprintf(name, sizeof name, M "slot%d", (int)(i % 8));
+      CHECK(holds(name, i) || holds(name, i + 8));
+    }
+    if (kept) {
+      int f = open(M "book", O_RDONLY);
+      CHECK(f >= 0);
+      for (uint64_t i = 1; i <= kept; i++) {
+        fill(b, i << 24, 64);
+        CHECK(read(f, page, 64) == 64 && !memcmp(page, b, 64));
+      }
+      CHECK(!close(f));
+    }
+    put(M "after", "goes on");
+    disk = v[d];
+    again();
+    CHECK(!strcmp(get(M "after"), "goes on"));
+  }
 }
 
 // Page 100 of a file cannot be read: an error for who asks for it, SIGBUS for who touches it, and nobody else notices.
@@ -475,6 +517,57 @@ static void larger(void) {
   CHECK(!close(f) && !close(g));
 }
 
+// The journal is larger than the memory that there is, and the kernel does not keep all of it.
+static void journal(void) {
+  int f = made(M "f", O_RDWR), o = made(M "open", O_RDWR);
+  long before = kib("/proc/meminfo", "MemFree:");
+  for (int i = 0; i < 4000; i++) {
+    CHECK(pwrite(f, &i, sizeof i, i % 50 * PG) == sizeof i && !fsync(f));
+    // Half of the time there is a file without a name.
+    if (i == 1000) CHECK(!unlink(M "open"));
+    if (i == 1500) CHECK(!close(o));
+    CHECK(kib("/proc/meminfo", "MemFree:") > before - 14 * 1024);
+  }
+  CHECK(!close(f));
+}
+
+// Memory is gone: a call is refused, or does all that it should.
+static void shortage(void) {
+  static char b[64 * KB], name[60], to[60], big[PG * 8];
+  CHECK(!mlockall(MCL_CURRENT | MCL_FUTURE));
+  memset(b, 'b', sizeof b), memset(big, 'B', sizeof big);
+  int hog = memfd_create("hog", 0), made_ones = 0, refused = 0;
+  CHECK(hog >= 0);
+  ssize_t n;
+  for (int round = 0; round < 3; round++) {
+    while ((n = write(hog, b, sizeof b)) > 0) {}
+    CHECK(n == -1 && (errno == ENOMEM || errno == ENOSPC));
+    for (int i = 0; i < 300; i++) {
+      snprintf(name, sizeof name, M "short%d.%d", round, i), snprintf(to, sizeof to, M "renamed%d.%d", round, i);
+      int f = open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
+      if (f < 0) {
+        CHECK(errno == ENOMEM);
+        refused++;
+        continue;
+      }
+      n = write(f, big, sizeof big);
+      CHECK(n > 0 || (n == -1 && errno == ENOMEM));
+      CHECK(!fsync(f) && !close(f));
+      if (rename(name, to)) {
+        CHECK(errno == ENOMEM);
+        memcpy(to, name, sizeof to);
+      }
+      if (i % 2 && unlink(to)) CHECK(errno == ENOMEM);
+      made_ones++;
+    }
+    // A little more room: calls begin to succeed.
+    CHECK(!ftruncate(hog, lseek(hog, 0, SEEK_CUR) - (off_t)MB) && lseek(hog, 0, SEEK_END) > 0);
+  }
+  CHECK(!close(hog) && !munlockall());
+  say("made %d refused %d\n", made_ones, refused);
+  put(M "after", "goes on");
+}
+
 // File systems that somebody has tampered with: whatever a call says, the kernel lives, and so does a sound disk beside them.
 static int poke(const char *name, const struct stat *st, int type, struct FTW *w) {
   static char b[1 << 16];
@@ -532,8 +625,11 @@ int main(int n, char **v) {
   else if (!strcmp(what, "load")) load(atoi(v[3]));
   else if (!strcmp(what, "bad")) bad();
   else if (!strcmp(what, "larger")) larger();
+  else if (!strcmp(what, "journal")) journal();
+  else if (!strcmp(what, "shortage")) shortage();
   else if (!strcmp(what, "hostile")) hostile(n - 3, v + 3);
   else if (!strcmp(what, "plug")) plug(atoi(v[3]));
+  else if (!strcmp(what, "pulled")) pulled(n - 2, v + 2);
   else CHECK(!"such a test");
   tell_all();
   CHECK(!umount("/mnt"));

@@ -174,6 +174,7 @@ impl Node {
 
     /// truncate.
     pub(super) fn cut(&self, file: &Regular, len: u64) -> Result<(), Errno> {
+        self.fs.ask()?;
         let _io = file.alone();
         if len < file.content.size() {
             let old = file.content.size();
@@ -337,6 +338,7 @@ impl FileOps for Node {
 
     fn put(&self, file: &File, buf: &mut IoBuf<'_>, pos: &mut u64, append: bool) -> SysResult {
         let regular = self.file()?;
+        self.fs.ask()?;
         let io = regular.alone();
         let done = self.write_locked(regular, file, buf, pos, append);
         drop(io);
@@ -432,6 +434,7 @@ impl FileOps for Node {
             .checked_add(len)
             .filter(|end| *end <= self.fs.file_end);
         let end = end.ok_or(Errno::EFBIG)?;
+        self.fs.ask()?;
         let _io = file.alone();
         let grows = !keep_size && end > file.content.size();
         if grows && end > caller::file_limit() {

@@ -40,9 +40,9 @@ use crate::sync::RwLock;
 use crate::task::space::can_wait;
 use crate::task::{Sleep, WaitQueue};
 
-/// Bytes of a file that are looked up at once, and extents.
+/// Bytes of a file that are looked up at once, and extents: a list of them fits into a page.
 const WINDOW: u64 = 64 << 20;
-const RUNS: usize = 512;
+pub const RUNS: usize = 100;
 /// Of those that `rsext4` knows.
 const MAX_BLOCK: usize = 4096;
 
@@ -231,11 +231,12 @@ impl Bytes {
             return Ok(());
         }
         drop(blocks);
+        self.fs.ask()?;
         let _blocks = self.blocks.write();
         let keep = RangeOperation::Allocate(PreallocationOptions::KEEP_SIZE);
-        let kept = self
-            .fs
-            .change(|volume| volume.operate_inode_range(self.number, start, end - start, keep));
+        let kept = self.fs.must_change(|volume| {
+            volume.operate_inode_range(self.number, start, end - start, keep)
+        });
         self.forget_map();
         kept?;
         let mut known = self.kept.lock();
@@ -296,7 +297,7 @@ impl Bytes {
                 copy(next - at, bytes);
                 let stored = self
                     .fs
-                    .change(|volume| volume.write_inode(self.number, next, bytes));
+                    .must_change(|volume| volume.write_inode(self.number, next, bytes));
                 self.forget_map();
                 stored?;
                 next += bytes.len() as u64;
@@ -321,7 +322,7 @@ impl Bytes {
     /// Whole blocks that the file does not have, or that nobody has written. The caller holds `blocks` alone.
     fn store_new(&self, at: u64, memory: &Memory<'_>, len: u64) -> Result<(), Errno> {
         let all = memory.part(0, len).ok_or(Errno::EIO)?;
-        let (stored, moved) = self.fs.change(|volume| {
+        let (stored, moved) = self.fs.must_change(|volume| {
             Ok(self.fs.lent.lend(all, len as usize, |blank| {
                 volume.write_inode(self.number, at, blank)
             }))
@@ -360,7 +361,7 @@ impl Bytes {
         let len = block.min(size - start) as usize;
         let bytes = &bounce.bytes()[..len];
         self.fs
-            .change(|volume| volume.write_inode(self.number, start, bytes))
+            .must_change(|volume| volume.write_inode(self.number, start, bytes))
     }
 
     /// The file is as long as that on the disk, too; its pages behind that are gone already.
@@ -374,7 +375,7 @@ impl Bytes {
         self.refresh(len.min(size))?;
         let cut = self
             .fs
-            .change(|volume| volume.truncate_inode(self.number, len));
+            .must_change(|volume| volume.truncate_inode(self.number, len));
         self.forget_map();
         *self.kept.lock() = 0..0;
         cut?;
@@ -403,7 +404,7 @@ impl Bytes {
         self.refresh(end)?;
         let size = self.size.load(Ordering::Acquire);
         self.refresh(size)?;
-        let done = self.fs.change(|volume| {
+        let done = self.fs.must_change(|volume| {
             let done = volume.operate_inode_range(self.number, start, end - start, what);
             match done {
                 Err(error) if error.is_corruption() && what == RangeOperation::PunchHole => {

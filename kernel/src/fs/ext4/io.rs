@@ -10,7 +10,6 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem::transmute;
@@ -37,12 +36,15 @@ pub struct Lent {
 }
 
 impl Lent {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Lent {
-            blank: vec![0; LENT].into_boxed_slice(),
+    pub fn new() -> Result<Arc<Self>, Errno> {
+        let mut blank = Vec::new();
+        blank.try_reserve_exact(LENT).map_err(|_| Errno::ENOMEM)?;
+        blank.resize(LENT, 0);
+        Ok(Arc::new(Lent {
+            blank: blank.into_boxed_slice(),
             memory: Spin::new(None),
             moved: AtomicUsize::new(0),
-        })
+        }))
     }
 
     /// Calls `f` with `len` blank bytes that stand for `memory`; also says how many of them reached the device. One at a

@@ -10,6 +10,10 @@
 //! file's `blocks` → the mount → its table of nodes. Nobody touches user memory below `blocks`. Who waits for transfers in flight
 //! has nothing of this but `busy` and `io`, and who ends them takes neither.
 //!
+//! It does not ask for memory, it takes it. So a mount has frames set aside: what a call may take, and what `rsext4` may keep from
+//! call to call. A call that can be refused first asks whether there are more than those; one that cannot, to write back or to free,
+//! goes ahead. What is kept too much, [`Fs::renew`] gives back.
+//!
 //! One `Node` for an inode number, and one page cache: the table knows both weakly, since dirty pages outlive the last use of
 //! a node. The nodes that were used last are kept, and with them their pages, while the file system is mounted.
 //! What the last use of something leaves to do — to free a file without a name, to unmount — sleeps, and last uses end
@@ -30,7 +34,7 @@ use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
 use rsext4::{
-    DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, FileName, InodeMetadataUpdate,
+    BlockIo, DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, FileName, InodeMetadataUpdate,
     InodeNumber, MountOptions,
 };
 use spin::{Mutex as Spin, Once};
@@ -40,20 +44,31 @@ use super::blockdev;
 use super::content::MAX_SIZE;
 use super::dentry::Dentry;
 use super::inode::FsStat;
+use super::writeback;
 use crate::arch::X86;
 use crate::dev::block::{Disk, Known, SECTOR};
 use crate::dev::flight::Landing;
 use crate::memory::kspace::LargeStack;
+use crate::memory::{self, Aside, heap};
 use crate::sync::Mutex;
+use crate::task::space::can_wait;
 use crate::task::{Sleep, WaitQueue};
-use io::{Io, Lent, Said, errno};
+use file::RUNS;
+use io::{Io, LENT, Lent, Said, errno};
 use node::{Entry, Node};
 
 /// `rsext4`'s side of a mount.
 pub type Volume = Ext4<Io, MountedServices<(), NoopObserver>>;
 
-/// Extents of a file that is freed that are looked at.
-const EXTENTS: usize = 4096;
+/// Frames that `rsext4` 0.9.2 fills from call to call, beside the journal: 128 bitmaps, 32 blocks, 128 inodes, one block in hand.
+const CACHES: u64 = 256;
+/// Those that one call may need for itself: 62 blocks that it changes, each as a cache and the journal have it; bitmaps that
+/// it goes through; the maps of the caches twice, to go back to; buffers of 64 KiB.
+const ONE_CALL: u64 = 320;
+/// And for each group of blocks: its bitmap and its descriptor's block, as above, where one call frees what lies everywhere.
+const GROUP: u64 = 4;
+/// Bytes of a disk for which a mount needs one byte in a row: the list of the journal's blocks.
+const LISTED: u64 = 8192;
 /// Nodes that are kept though nobody uses them.
 const KEPT: usize = 256;
 const MAGIC: u64 = 0xef53;
@@ -73,6 +88,9 @@ pub struct Fs {
     read_only: bool,
     core: Mutex<Option<Core>>,
     lent: Arc<Lent>,
+    /// Frames that `rsext4` has, about, and should have at most.
+    held: AtomicU64,
+    most: u64,
     /// Free bytes when the file system was called last.
     free: AtomicU64,
     /// Changes since the journal was committed.
@@ -86,6 +104,8 @@ pub struct Fs {
 struct Core {
     volume: Box<Volume>,
     stack: LargeStack,
+    /// What the calls may take.
+    aside: Aside,
 }
 
 /// Changes after which the journal is committed: `rsext4` copies what a transaction has so far with every change to it.
@@ -188,21 +208,34 @@ impl Fs {
     fn new(claim: Claim, known: Known, read_only: bool) -> Result<Arc<Fs>, Errno> {
         start_worker()?;
         blockdev::hand_over(known.disk)?;
-        let lent = Lent::new();
+        // The journal's part of what is held; a copy of it, and one more while a change is part of another.
+        let journal = (memory::totals().0 / 128).clamp(128, 2048);
+        let aside = CACHES + 3 * journal + ONE_CALL;
+        memory::headroom_for(aside)?;
+        let list = known.disk.sectors() * SECTOR / LISTED;
+        let mut row = Vec::<u8>::new();
+        let there = row.try_reserve_exact(list.clamp(LENT as u64, 2 << 20) as usize);
+        there.map_err(|_| Errno::ENOMEM)?;
+        drop(core::hint::black_box(row));
+        let lent = Lent::new()?;
         let device = Io::new(known.disk, lent.clone())?;
         let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
-        let options = MountOptions {
-            readonly: read_only,
-            replay_journal: !known.disk.read_only(),
-            block_validity: true,
+        let volume = stack
+            .run(|| volume_on(device, read_only))
+            .map_err(|error| {
+                crate::warn!("{}: not mounted: {}", known.disk.name(), Said(error));
+                errno(error)
+            })?;
+        let stat = volume.statfs();
+        let aside = Aside::new(aside + GROUP * u64::from(stat.block_groups));
+        let aside = match aside {
+            Ok(aside) => aside,
+            Err(errno) => {
+                unmount(known.disk, volume, stack);
+                return Err(errno);
+            }
         };
-        let services = MountServices::new(Now, (), NoopObserver);
-        let volume = stack.run(|| Volume::mount(device, services, options).map(Box::new));
-        let volume = volume.map_err(|error| {
-            crate::warn!("{}: not mounted: {}", known.disk.name(), Said(error));
-            errno(error)
-        })?;
-        let block = volume.statfs().block_size;
+        let block = stat.block_size;
         Ok(Arc::new(Fs {
             block,
             file_end: (block << 32).saturating_sub(block).min(MAX_SIZE),
@@ -211,8 +244,14 @@ impl Fs {
             landing: known.landing,
             dev: makedev(known.major, known.minor),
             read_only,
-            core: Mutex::new(Some(Core { volume, stack })),
+            core: Mutex::new(Some(Core {
+                volume,
+                stack,
+                aside,
+            })),
             lent,
+            held: AtomicU64::new(0),
+            most: CACHES + journal,
             free: AtomicU64::new(0),
             changes: AtomicU32::new(0),
             nodes: Spin::new(BTreeMap::new()),
@@ -221,20 +260,37 @@ impl Fs {
         }))
     }
 
+    /// There is memory for a call that can be refused. Sleeps; takes what who writes back takes.
+    fn ask(&self) -> Result<(), Errno> {
+        writeback::make_room(&mut can_wait())?;
+        let more = self.held.load(Ordering::Relaxed).saturating_sub(self.most);
+        // Twice: the call may copy it.
+        memory::headroom_for(2 * more)
+    }
+
     /// Calls `rsext4`, if there is memory for it. Sleeps.
     fn with<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
-        crate::memory::headroom()?;
+        self.ask()?;
         self.must(f)
     }
 
     /// The same for what makes memory free, or cannot be told that there is none.
     fn must<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
         let mut core = self.core.lock();
-        let Core { volume, stack } = core.as_mut().ok_or(Errno::EIO)?;
+        let Core { volume, stack, .. } = core.as_mut().ok_or(Errno::EIO)?;
+        let before = heap::frames_held();
         let result = stack.run(|| f(volume));
+        // What others took meanwhile is among it, until the next `renew`.
+        let now = heap::frames_held();
+        let held = self.held.load(Ordering::Relaxed) + now;
+        let held = held.saturating_sub(before).min(now);
+        self.held.store(held, Ordering::Relaxed);
         let stat = volume.statfs();
         let free = stat.free_blocks.saturating_mul(stat.block_size);
         self.free.store(free, Ordering::Relaxed);
+        if held > self.most && !self.read_only && self.changes.load(Ordering::Relaxed) == 0 {
+            self.renew(&mut core);
+        }
         result.map_err(|error| {
             if error.is_corruption() {
                 crate::warn!("{}: {}", self.disk.name(), Said(error));
@@ -243,8 +299,46 @@ impl Fs {
         })
     }
 
-    /// The same for what changes the file system.
+    /// `rsext4` 0.9.2 keeps what the journal has until that is nearly full, which may be more than there is memory. Unmounted and
+    /// mounted again, it has nothing. Nothing is done while there are files without names.
+    fn renew(&self, core: &mut Option<Core>) {
+        let Some(mut old) = core.take() else { return };
+        // All that may fail for want of memory comes first.
+        let device = Io::new(self.disk, self.lent.clone());
+        let unmounted = device.is_ok() && old.stack.run(|| unmount_volume(&mut old.volume)).is_ok();
+        let (Ok(device), true) = (device, unmounted) else {
+            *core = Some(old);
+            return;
+        };
+        let Core {
+            volume,
+            mut stack,
+            aside,
+        } = old;
+        drop(volume);
+        let before = heap::frames_held();
+        match stack.run(|| volume_on(device, self.read_only)) {
+            Ok(volume) => {
+                let held = heap::frames_held().saturating_sub(before);
+                self.held.store(held, Ordering::Relaxed);
+                *core = Some(Core {
+                    volume,
+                    stack,
+                    aside,
+                });
+            }
+            Err(error) => crate::warn!("{}: lost: {}", self.disk.name(), Said(error)),
+        }
+    }
+
+    /// Changes the file system, if there is memory for it. Sleeps.
     fn change<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
+        self.ask()?;
+        self.must_change(f)
+    }
+
+    /// The same where that cannot be refused.
+    fn must_change<R>(&self, f: impl FnOnce(&mut Volume) -> Ext4Result<R>) -> Result<R, Errno> {
         self.must(|volume| {
             let before = self.changes.fetch_add(1, Ordering::Relaxed);
             if before == 0 {
@@ -349,27 +443,34 @@ impl Fs {
             mtime: Some(node::timestamp(mtime)),
             ..InodeMetadataUpdate::default()
         };
-        self.change(|volume| volume.update_inode_metadata(number, update))
+        self.must_change(|volume| volume.update_inode_metadata(number, update))
             .map(drop)
     }
 
     fn free(&self, number: InodeNumber) {
-        let freed = self.change(|volume| {
+        let freed = self.must_change(|volume| {
             let info = volume.inode(number)?;
             if info.file_type() == DirectoryEntryType::RegularFile {
                 // `rsext4` 0.9.2 forgets blocks that nobody has written, unless the file is cut.
-                let all =
-                    volume.inode_extents(number, 0, u64::MAX, FileExtentTarget::Data, EXTENTS)?;
-                let kept = all
-                    .extents
-                    .iter()
-                    .any(|e| e.state == FileExtentState::Unwritten);
-                let seen: u64 = all.extents.iter().map(|e| e.length / SECTOR).sum();
+                let (mut kept, mut seen, mut at) = (false, 0, 0);
+                loop {
+                    let left = u64::MAX - at;
+                    let some =
+                        volume.inode_extents(number, at, left, FileExtentTarget::Data, RUNS)?;
+                    for extent in &some.extents {
+                        kept |= extent.state == FileExtentState::Unwritten;
+                        seen += extent.length / SECTOR;
+                        at = extent.logical_start.saturating_add(extent.length);
+                    }
+                    if some.complete || some.extents.is_empty() {
+                        break;
+                    }
+                }
                 if info.blocks > seen {
                     volume.truncate_inode(number, info.size + self.block)?;
                     volume.truncate_inode(number, info.size)?;
                 }
-                if kept || !all.complete {
+                if kept {
                     volume.truncate_inode(number, 0)?;
                 }
             }
@@ -429,7 +530,7 @@ impl Fs {
         let _ = self.sync();
         let core = self.core.lock().take();
         if let Some(core) = core {
-            unmount(self.disk, core);
+            unmount(self.disk, core.volume, core.stack);
         }
     }
 
@@ -453,6 +554,21 @@ fn make_log_room(volume: &mut Volume) {
         let root = volume.root_inode();
         let _ = volume.hard_link(root, root, dot);
     }
+}
+
+fn volume_on(device: Io, read_only: bool) -> Ext4Result<Box<Volume>> {
+    let options = MountOptions {
+        readonly: read_only,
+        replay_journal: !device.capabilities().read_only,
+        block_validity: true,
+    };
+    let services = MountServices::new(Now, (), NoopObserver);
+    Volume::mount(device, services, options).map(Box::new)
+}
+
+fn unmount_volume(volume: &mut Volume) -> Ext4Result<()> {
+    make_log_room(volume);
+    volume.unmount()
 }
 
 fn sync_volume(volume: &mut Volume) -> Ext4Result<()> {
@@ -553,7 +669,7 @@ fn worker(_: usize) {
         match work {
             Work::Free(fs, number) => fs.free(number),
             Work::Time(fs, number, mtime) => drop(fs.write_time(number, mtime)),
-            Work::Unmount(claim, core) => unmount(claim.0, core),
+            Work::Unmount(claim, core) => unmount(claim.0, core.volume, core.stack),
         }
         if OPEN.fetch_sub(1, Ordering::SeqCst) == 1 {
             IDLE.wake_all();
@@ -561,15 +677,8 @@ fn worker(_: usize) {
     }
 }
 
-fn unmount(disk: &'static dyn Disk, core: Core) {
-    let Core {
-        mut volume,
-        mut stack,
-    } = core;
-    let unmounted = stack.run(|| {
-        make_log_room(&mut volume);
-        volume.unmount()
-    });
+fn unmount(disk: &'static dyn Disk, mut volume: Box<Volume>, mut stack: LargeStack) {
+    let unmounted = stack.run(|| unmount_volume(&mut volume));
     if let Err(error) = unmounted {
         crate::warn!("{}: not unmounted cleanly: {}", disk.name(), Said(error));
     }
