@@ -22,6 +22,7 @@ tests!["ext4":
     data_on_four_cpus,
     a_full_disk_says_so_and_goes_on,
     a_read_only_mount_stays_so,
+    attributes_and_times_are_the_hosts,
     a_disk_is_unmounted_before_it_is_mounted_again,
     a_program_runs_from_a_disk,
     processes_share_files_on_two_cpus,
@@ -247,6 +248,44 @@ fn a_full_disk_says_so_and_goes_on() -> Verdict {
 
 fn a_read_only_mount_stays_so() -> Verdict {
     one("readonly", 2, 64, "4096", Kind::Virtio)
+}
+
+/// What `debugfs` says of a time: seconds, and nanoseconds above two bits of other use.
+fn time(said: &str, which: &str) -> Option<(u64, u64)> {
+    let line = said.lines().find_map(|l| l.trim().strip_prefix(which))?;
+    let (sec, extra) = line.trim().split(' ').next()?.split_once(':')?;
+    let sec = u64::from_str_radix(sec.strip_prefix("0x")?, 16).ok()?;
+    Some((sec, u64::from_str_radix(extra, 16).ok()? >> 2))
+}
+
+fn attributes_and_times_are_the_hosts() -> Verdict {
+    let image = volume("ext4.attributes", 64, "4096", |_| Ok(()))?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run(&["attributes", "/dev/vda"], 2, &disks, |_| {})?;
+    checked(&image, &outcome)?;
+    let path = image.0.to_string_lossy();
+    let has = tool("debugfs", &["-R", "ea_list /x", &path])?;
+    if !has.contains("user.long (5) = \"short\"") || !has.contains("trusted.root (4)") {
+        return Err(format!("the host sees: {has}"));
+    }
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    let mut compared = 0;
+    for line in said.lines().filter_map(|line| line.strip_prefix("times ")) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let there = tool("debugfs", &["-R", &format!("stat {}", words[0]), &path])?;
+        for (n, which) in ["atime:", "mtime:", "ctime:"].into_iter().enumerate() {
+            let word = |i: usize| u64::from_str_radix(words[1 + 2 * n + i], 16).ok();
+            let here = word(0).zip(word(1));
+            // Nobody writes whole seconds by chance, each time.
+            if here.is_none() || here != time(&there, which) {
+                return Err(format!("{line}: {which} here {here:x?}, there: {there}"));
+            }
+        }
+        compared += 1;
+    }
+    (compared == 5)
+        .then_some(())
+        .ok_or_else(|| format!("{compared} were compared"))
 }
 
 /// Four CPUs: who unmounts stands, who mounts waits.

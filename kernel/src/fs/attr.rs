@@ -54,7 +54,7 @@ impl Kind {
 }
 
 /// Seconds and nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
     pub sec: i64,
     pub nsec: u32,
@@ -247,6 +247,24 @@ impl AttrCell {
     pub fn accessed(&self) {
         let now = Stamp::now();
         self.state.lock().atime = now;
+    }
+
+    /// The content was read: whether that is news (`relatime`), because it has changed since it was read last, or that was yesterday.
+    pub fn accessed_again(&self) -> bool {
+        const DAY: i64 = 24 * 60 * 60;
+        let now = Stamp::now();
+        let mut s = self.state.lock();
+        let news = s.atime <= s.mtime || s.atime <= s.ctime || now.sec - s.atime.sec >= DAY;
+        if news {
+            s.atime = now;
+        }
+        news
+    }
+
+    /// The file was made then.
+    pub fn born(&self, at: Stamp) {
+        let mut s = self.state.lock();
+        (s.atime, s.mtime, s.ctime, s.btime) = (at, at, at, at);
     }
 
     /// The link count that a disk has.

@@ -133,6 +133,24 @@ pub trait Inode: Send + Sync + Any {
         Err(Errno::EINVAL)
     }
 
+    /// An extended attribute: its name as programs have it, `user.mime`. `ENODATA`: no such one. `EOPNOTSUPP`: none are kept here.
+    fn xattr(&self, _name: &[u8]) -> Result<Vec<u8>, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn xattrs(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        Ok(Vec::new())
+    }
+
+    /// `flags` as `setxattr` has them.
+    fn set_xattr(&self, _name: &[u8], _value: &[u8], _flags: u32) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn remove_xattr(&self, _name: &[u8]) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
     fn statfs(&self) -> FsStat;
 
     /// The file system's data is where it stays (syncfs).

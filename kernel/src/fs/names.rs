@@ -71,7 +71,7 @@ pub fn open_exec(
     File::open_to_run(place)
 }
 
-fn writable(dir: &Path) -> Result<(), Errno> {
+pub fn writable(dir: &Path) -> Result<(), Errno> {
     if dir.mnt.read_only() || dir.inode().read_only() {
         Err(Errno::EROFS)
     } else {

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <sys/sendfile.h>
 #include <sys/statfs.h>
+#include <sys/xattr.h>
 
 static void put(const char *name, const char *text) {
   int f = made(name, O_WRONLY | O_TRUNC);
@@ -272,6 +273,75 @@ static void twice(void) {
     CHECK(!strcmp(get(name), "of the second"));
   }
   CHECK(!close(raw));
+}
+
+// Extended attributes, in the inode and in a block of their own; and times, to the nanosecond, which the host finds the same.
+static int is(const char *name, const char *key, const void *value, size_t len) {
+  static char b[5000];
+  return lgetxattr(name, key, 0, 0) == (ssize_t)len && lgetxattr(name, key, b, sizeof b) == (ssize_t)len && !memcmp(b, value, len);
+}
+static void times(const char *name) {
+  struct stat st;
+  CHECK(!lstat(name, &st));
+  say("times %s %lx %lx %lx %lx %lx %lx\n", name + strlen("/mnt"), st.st_atim.tv_sec, st.st_atim.tv_nsec, st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
+      st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+}
+static void attributes(void) {
+  static char b[5000], names[500];
+  struct stat st, su;
+  memset(b, 'v', sizeof b);
+  put(M "x", "content");
+  CHECK(!mkdir(M "dir", 0755) && !symlink("x", M "link"));
+  CHECK(listxattr(M "x", 0, 0) == 0 && getxattr(M "x", "user.none", b, 10) == -1 && errno == ENODATA);
+  CHECK(!setxattr(M "x", "user.mime", "text/plain", 10, 0) && is(M "x", "user.mime", "text/plain", 10) && is(M "link", "user.mime", "", 0) == 0);
+  CHECK(getxattr(M "link", "user.mime", b, 10) == 10 && getxattr(M "x", "user.mime", b, 9) == -1 && errno == ERANGE);
+  CHECK(setxattr(M "x", "user.mime", "y", 1, XATTR_CREATE) == -1 && errno == EEXIST && setxattr(M "x", "user.new", "y", 1, XATTR_REPLACE) == -1 && errno == ENODATA);
+  CHECK(setxattr(M "x", "user.mime", "y", 1, 4) == -1 && errno == EINVAL && setxattr(M "x", "user.", "y", 1, 0) == -1 && errno == EINVAL);
+  CHECK(setxattr(M "x", "", "y", 1, 0) == -1 && errno == ERANGE && setxattr(M "x", "odd.name", "y", 1, 0) == -1 && errno == EOPNOTSUPP);
+  CHECK(lsetxattr(M "link", "user.mime", "y", 1, 0) == -1 && errno == EPERM && setxattr(M "x", "user.big", b, 70000, 0) == -1 && errno == E2BIG);
+  CHECK(setxattr(M "x", "user.big", b, 5000, 0) == -1 && errno == ENOSPC && setxattr("/tmp", "user.x", "y", 1, 0) == -1 && errno == EOPNOTSUPP);
+  memset(b, 'v', sizeof b);
+  int f = open(M "x", O_RDWR);
+  CHECK(f >= 0 && !fstat(f, &st) && !fsetxattr(f, "user.long", b, 3000, XATTR_CREATE) && !fstat(f, &su) && su.st_blocks == st.st_blocks + 8);
+  CHECK(!setxattr(M "x", "trusted.root", "only", 4, 0) && !setxattr(M "dir", "user.of a directory", "", 0, 0) && is(M "dir", "user.of a directory", "", 0));
+  ssize_t n = flistxattr(f, names, sizeof names);
+  CHECK(n == flistxattr(f, 0, 0) && n == sizeof "user.mime" + sizeof "user.long" + sizeof "trusted.root" && flistxattr(f, names, n - 1) == -1 && errno == ERANGE);
+  pid_t c = fork();
+  if (!c) {
+    // Somebody else.
+    CHECK(!chmod(M "x", 0644) && !setuid(77) && getxattr(M "x", "trusted.root", b, 10) == -1 && errno == ENODATA && is(M "x", "user.mime", "text/plain", 10));
+    CHECK(setxattr(M "x", "user.mime", "y", 1, 0) == -1 && errno == EACCES && setxattr(M "x", "trusted.root", "y", 1, 0) == -1 && errno == EPERM);
+    CHECK(listxattr(M "x", 0, 0) == n - (ssize_t)sizeof "trusted.root");
+    _exit(0);
+  }
+  int status;
+  CHECK(waitpid(c, &status, 0) == c && !status && !close(f));
+  again();
+  CHECK(is(M "x", "user.mime", "text/plain", 10) && is(M "x", "user.long", b, 3000) && is(M "x", "trusted.root", "only", 4));
+  CHECK(!removexattr(M "x", "user.mime") && removexattr(M "x", "user.mime") == -1 && errno == ENODATA && !setxattr(M "x", "user.long", "short", 5, 0));
+  put(M "gone", "gone");
+  CHECK(!setxattr(M "gone", "user.long", b, 3000, 0) && !unlink(M "gone"));
+  // relatime: the first access after a change is news, and the next is not.
+  put(M "read", "read");
+  CHECK(!stat(M "read", &st) && !strcmp(get(M "read"), "read") && !stat(M "read", &su));
+  CHECK(su.st_atim.tv_sec > st.st_atim.tv_sec || su.st_atim.tv_nsec > st.st_atim.tv_nsec);
+  CHECK(!strcmp(get(M "read"), "read") && !stat(M "read", &st) && st.st_atim.tv_nsec == su.st_atim.tv_nsec);
+  CHECK(!umount("/mnt"));
+  mounted(disk, "/mnt", MS_NOATIME), put(M "quiet", "q");
+  CHECK(!stat(M "quiet", &st) && *get(M "quiet") && !stat(M "quiet", &su));
+  CHECK(su.st_atim.tv_nsec == st.st_atim.tv_nsec && su.st_atim.tv_sec == st.st_atim.tv_sec);
+  again();
+  put(M "made", "1"), put(M "linked", "2"), put(M "moved", "3"), put(M "set", "4");
+  CHECK(!mkdir(M "parent", 0755));
+  struct timespec t[2] = {{1000000001, 123456789}, {1100000001, 987654321}};
+  CHECK(!link(M "linked", M "parent/l") && !rename(M "moved", M "parent/moved") && !utimensat(AT_FDCWD, M "set", t, 0) && !chmod(M "made", 0600));
+  CHECK(*get(M "linked") == '2' && !setxattr(M "made", "user.x", "y", 1, 0));
+  // All is read once, so that it is no news later.
+  tell_all();
+  sync();
+  times(M "made"), times(M "linked"), times(M "parent/moved"), times(M "set"), times(M "parent");
+  // What the disk does not say: O_TMPFILE.
+  CHECK(open("/mnt", O_TMPFILE | O_RDWR, 0600) == -1 && errno == EOPNOTSUPP);
 }
 
 // A program that lies on the disk.
@@ -619,6 +689,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "data")) data();
   else if (!strcmp(what, "full")) full();
   else if (!strcmp(what, "readonly")) readonly();
+  else if (!strcmp(what, "attributes")) attributes();
   else if (!strcmp(what, "twice")) twice();
   else if (!strcmp(what, "program")) program();
   else if (!strcmp(what, "copy")) copy(v[3]);

@@ -318,9 +318,7 @@ impl FileOps for Node {
             }
             false => regular.content.read(buf, pos).inspect(|n| copied(*n))?,
         };
-        if file.flags() & sys::O_NOATIME == 0 {
-            self.attrs.accessed();
-        }
+        self.accessed(file);
         Ok(n)
     }
 
@@ -384,7 +382,8 @@ impl FileOps for Node {
         Node::is_dir(self)
     }
 
-    fn readdir(&self, _file: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result<(), Errno> {
+    fn readdir(&self, file: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result<(), Errno> {
+        self.accessed(file);
         self.entries(pos, sink)
     }
 
@@ -415,6 +414,7 @@ impl FileOps for Node {
 
     fn mmap(&self, file: &File) -> Result<Mappable, Errno> {
         let object = self.file().map_err(|_| Errno::ENODEV)?.content.object();
+        self.accessed(file);
         mapped::remember(object, file, self.attrs.dev(), self.attrs.ino());
         Ok(Mappable::Object(object.clone()))
     }

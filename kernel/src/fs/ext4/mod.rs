@@ -34,8 +34,8 @@ use mm::{Errno, PAGE_SIZE};
 use rsext4::file::{FileExtentState, FileExtentTarget};
 use rsext4::runtime::{Clock, MountServices, MountedServices, NoopObserver};
 use rsext4::{
-    BlockIo, DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, FileName, InodeMetadataUpdate,
-    InodeNumber, MountOptions,
+    BlockIo, DirectoryEntryType, Ext4, Ext4Result, Ext4Timestamp, FileName, FilePermissions,
+    InodeMetadataUpdate, InodeNumber, MountOptions,
 };
 use spin::{Mutex as Spin, Once};
 
@@ -55,7 +55,7 @@ use crate::task::space::can_wait;
 use crate::task::{Sleep, WaitQueue};
 use file::RUNS;
 use io::{Io, LENT, Lent, Said, errno};
-use node::{Entry, Node};
+use node::{Entry, Node, Times};
 
 /// `rsext4`'s side of a mount.
 pub type Volume = Ext4<Io, MountedServices<(), NoopObserver>>;
@@ -88,6 +88,7 @@ pub struct Fs {
     read_only: bool,
     core: Mutex<Option<Core>>,
     lent: Arc<Lent>,
+    call_time: CallTime,
     /// Frames that `rsext4` has, about, and should have at most.
     held: AtomicU64,
     most: u64,
@@ -111,12 +112,15 @@ struct Core {
 /// Changes after which the journal is committed: `rsext4` copies what a transaction has so far with every change to it.
 const CHANGES: u32 = 32;
 
-struct Now;
+/// The time that `rsext4` writes down: one for a call, which may be that of a change in memory.
+type CallTime = Arc<Spin<Option<Stamp>>>;
+
+struct Now(CallTime);
 
 impl Clock for Now {
     fn now(&self) -> Ext4Result<Ext4Timestamp> {
-        let now = Stamp::now();
-        Ok(Ext4Timestamp::new(now.sec, now.nsec))
+        let now = *self.0.lock();
+        Ok(node::timestamp(now.unwrap_or_else(Stamp::now)))
     }
 }
 
@@ -218,10 +222,11 @@ impl Fs {
         there.map_err(|_| Errno::ENOMEM)?;
         drop(core::hint::black_box(row));
         let lent = Lent::new()?;
+        let call_time = CallTime::default();
         let device = Io::new(known.disk, lent.clone())?;
         let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
         let volume = stack
-            .run(|| volume_on(device, read_only))
+            .run(|| volume_on(device, read_only, call_time.clone()))
             .map_err(|error| {
                 crate::warn!("{}: not mounted: {}", known.disk.name(), Said(error));
                 errno(error)
@@ -250,6 +255,7 @@ impl Fs {
                 aside,
             })),
             lent,
+            call_time,
             held: AtomicU64::new(0),
             most: CACHES + journal,
             free: AtomicU64::new(0),
@@ -279,7 +285,9 @@ impl Fs {
         let mut core = self.core.lock();
         let Core { volume, stack, .. } = core.as_mut().ok_or(Errno::EIO)?;
         let before = heap::frames_held();
+        *self.call_time.lock() = Some(Stamp::now());
         let result = stack.run(|| f(volume));
+        *self.call_time.lock() = None;
         // What others took meanwhile is among it, until the next `renew`.
         let now = heap::frames_held();
         let held = self.held.load(Ordering::Relaxed) + now;
@@ -317,7 +325,7 @@ impl Fs {
         } = old;
         drop(volume);
         let before = heap::frames_held();
-        match stack.run(|| volume_on(device, self.read_only)) {
+        match stack.run(|| volume_on(device, self.read_only, self.call_time.clone())) {
             Ok(volume) => {
                 let held = heap::frames_held().saturating_sub(before);
                 self.held.store(held, Ordering::Relaxed);
@@ -357,7 +365,7 @@ impl Fs {
     /// The node of an inode that a name leads to; `volume` shows that the mount's lock is held, so that nobody changes the
     /// inode between the look at the disk and that at the table.
     fn find(self: &Arc<Self>, volume: &mut Volume, number: InodeNumber) -> Ext4Result<Arc<Node>> {
-        let info = volume.inode(number)?;
+        let mut info = volume.inode(number)?;
         let known = self.nodes.lock().get(&number.raw()).and_then(Entry::node);
         let node = match known {
             Some(node) => node,
@@ -368,6 +376,10 @@ impl Fs {
                     target.resize(info.size.min(4096) as usize, 0);
                     let n = volume.read_inode(number, 0, &mut target)?;
                     target.truncate(n);
+                }
+                if !target.is_empty() {
+                    // To read it was an access.
+                    info = volume.inode(number)?;
                 }
                 let node = Node::new(self, &info, target)?;
                 let mut nodes = self.nodes.lock();
@@ -431,20 +443,31 @@ impl Fs {
         }
     }
 
-    /// The disk has yet to hear when a file's content was changed.
-    fn times_later(self: &Arc<Self>, number: InodeNumber, mtime: Stamp) {
+    /// The disk has yet to hear of an inode's times.
+    fn times_later(self: &Arc<Self>, number: InodeNumber, times: Times) {
         if !self.read_only {
-            later(Work::Time(self.clone(), number, mtime));
+            later(Work::Time(self.clone(), number, times));
         }
     }
 
-    fn write_time(&self, number: InodeNumber, mtime: Stamp) -> Result<(), Errno> {
-        let update = InodeMetadataUpdate {
-            mtime: Some(node::timestamp(mtime)),
-            ..InodeMetadataUpdate::default()
-        };
-        self.must_change(|volume| volume.update_inode_metadata(number, update))
-            .map(drop)
+    fn write_time(&self, number: InodeNumber, times: &Times) -> Result<(), Errno> {
+        self.must_change(|volume| {
+            // The change time is that of the call; nothing but that changes with the same permissions again.
+            *self.call_time.lock() = Some(times.ctime);
+            let mode = volume.inode(number)?.mode;
+            let update = InodeMetadataUpdate {
+                permissions: Some(FilePermissions::new(mode & 0o7777)?),
+                atime: times.atime.map(node::timestamp),
+                mtime: times.mtime.map(node::timestamp),
+                ..InodeMetadataUpdate::default()
+            };
+            volume.update_inode_metadata(number, update).map(drop)
+        })
+    }
+
+    /// When the call is: for who runs in one.
+    fn call_time(&self) -> Stamp {
+        self.call_time.lock().unwrap_or_else(Stamp::now)
     }
 
     fn free(&self, number: InodeNumber) {
@@ -556,13 +579,13 @@ fn make_log_room(volume: &mut Volume) {
     }
 }
 
-fn volume_on(device: Io, read_only: bool) -> Ext4Result<Box<Volume>> {
+fn volume_on(device: Io, read_only: bool, time: CallTime) -> Ext4Result<Box<Volume>> {
     let options = MountOptions {
         readonly: read_only,
         replay_journal: !device.capabilities().read_only,
         block_validity: true,
     };
-    let services = MountServices::new(Now, (), NoopObserver);
+    let services = MountServices::new(Now(time), (), NoopObserver);
     Volume::mount(device, services, options).map(Box::new)
 }
 
@@ -589,8 +612,8 @@ impl Drop for Fs {
 enum Work {
     /// Free an inode that has no name.
     Free(Arc<Fs>, InodeNumber),
-    /// Tell when its content was changed.
-    Time(Arc<Fs>, InodeNumber, Stamp),
+    /// Tell its times.
+    Time(Arc<Fs>, InodeNumber, Times),
     Unmount(Claim, Core),
 }
 
@@ -668,7 +691,7 @@ fn worker(_: usize) {
         };
         match work {
             Work::Free(fs, number) => fs.free(number),
-            Work::Time(fs, number, mtime) => drop(fs.write_time(number, mtime)),
+            Work::Time(fs, number, times) => drop(fs.write_time(number, &times)),
             Work::Unmount(claim, core) => unmount(claim.0, core.volume, core.stack),
         }
         if OPEN.fetch_sub(1, Ordering::SeqCst) == 1 {

@@ -4,12 +4,13 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
+use linux_raw_sys::general as sys;
 use mm::Errno;
 use rsext4::{
     DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4Result, Ext4Timestamp,
     FileName, FilePermissions, InodeFlags, InodeInfo, InodeMetadataUpdate, InodeNumber,
-    MutationContext, RenameOptions, SpecialInodeKind,
+    MutationContext, RenameOptions, SpecialInodeKind, XattrNamespace, XattrSetMode,
 };
 
 use super::file::{Bytes, FileSource};
@@ -20,6 +21,7 @@ use crate::fs::attr::{Attr, AttrCell, AttrChange, Kind, Stamp, major, makedev, m
 use crate::fs::content::Content;
 use crate::fs::devfs;
 use crate::fs::fifo::Fifo;
+use crate::fs::file::File;
 use crate::fs::inode::{DirSink, FileOps, FsStat, Inode, Link, Object};
 use crate::fs::mapped;
 use crate::fs::path::Path;
@@ -38,9 +40,22 @@ pub struct Node {
     blocks: AtomicU64,
     /// The directory's size.
     size: AtomicU64,
-    /// The file's times are others than the disk's.
-    late: AtomicBool,
+    /// Which of its times are others than the disk's.
+    late: AtomicU8,
     pub body: Body,
+}
+
+/// Bits of `late`.
+const CHANGED: u8 = 1;
+const MODIFIED: u8 = 2;
+const ACCESSED: u8 = 4;
+
+/// What the disk has yet to hear.
+pub struct Times {
+    pub atime: Option<Stamp>,
+    pub mtime: Option<Stamp>,
+    /// It changes with any; those that have not changed keep the nanoseconds that we have not read.
+    pub ctime: Stamp,
 }
 
 /// What is in it.
@@ -153,7 +168,7 @@ impl Node {
             attrs: AttrCell::of(&attr, kind),
             blocks: AtomicU64::new(info.blocks),
             size: AtomicU64::new(info.size),
-            late: AtomicBool::new(false),
+            late: AtomicU8::new(0),
             body,
         }))
     }
@@ -204,20 +219,46 @@ impl Node {
     /// The content has changed: the disk hears of it with the next sync.
     pub fn modified(&self) {
         self.attrs.touch();
-        self.late.store(true, Ordering::Release);
+        self.late.fetch_or(CHANGED | MODIFIED, Ordering::AcqRel);
+    }
+
+    /// Only the inode has.
+    fn altered(&self) {
+        self.attrs.set(&AttrChange::default());
+        self.late.fetch_or(CHANGED, Ordering::AcqRel);
+    }
+
+    /// The content was read by way of `file`.
+    pub fn accessed(&self, file: &File) {
+        let mount = file.path().mnt.flags.load(Ordering::Relaxed);
+        let quiet = file.flags() & sys::O_NOATIME != 0
+            || mount & (sys::MS_NOATIME | sys::MS_RDONLY) != 0
+            || self.fs.read_only;
+        if !quiet && self.attrs.accessed_again() {
+            self.late.fetch_or(ACCESSED, Ordering::AcqRel);
+        }
     }
 
     /// Whether the disk has yet to hear of that.
     pub fn is_late(&self) -> bool {
-        self.late.load(Ordering::Acquire)
+        self.late.load(Ordering::Acquire) != 0
+    }
+
+    /// They are told now.
+    fn take_late(&self) -> Option<Times> {
+        let late = self.late.swap(0, Ordering::AcqRel);
+        let now = self.attrs.get(0, 0);
+        (late != 0).then(|| Times {
+            atime: (late & ACCESSED != 0).then_some(now.atime),
+            mtime: (late & MODIFIED != 0).then_some(now.mtime),
+            ctime: now.ctime,
+        })
     }
 
     /// The disk has the times of the content that it has.
     pub fn write_times(&self) -> Result<(), Errno> {
-        if !self.late.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        self.fs.write_time(self.number, self.attrs.get(0, 0).mtime)
+        let late = self.take_late();
+        late.map_or(Ok(()), |times| self.fs.write_time(self.number, &times))
     }
 
     /// Whose the new file is, and its mode.
@@ -234,9 +275,10 @@ impl Node {
         (MutationContext::new(uid, gid, 0, 0), perm)
     }
 
-    /// Makes a file by `make`; it is in the directory afterwards.
+    /// Makes a file by `make`, or a name; it is in the directory afterwards.
     fn add(
         self: &Arc<Self>,
+        born: bool,
         make: impl FnOnce(&mut Volume) -> Ext4Result<InodeInfo>,
     ) -> Result<Arc<dyn Inode>, Errno> {
         if self.attrs.nlink() == 0 {
@@ -247,9 +289,13 @@ impl Node {
         let node = self.fs.change(|volume| {
             let info = make(volume)?;
             self.look_again(volume)?;
-            self.fs.find(volume, info.number)
+            let node = self.fs.find(volume, info.number)?;
+            if born {
+                node.attrs.born(self.fs.call_time());
+            }
+            Ok(node)
         })?;
-        self.attrs.touch();
+        self.modified();
         Ok(node)
     }
 
@@ -273,6 +319,8 @@ impl Node {
                 file.bytes.unnamed.store(true, Ordering::Release);
             }
             self.fs.forget(self);
+        } else {
+            self.altered();
         }
     }
 
@@ -290,6 +338,30 @@ fn name_of(name: &[u8]) -> Result<FileName<'_>, Errno> {
 
 fn permissions(perm: u32) -> Result<FilePermissions, Errno> {
     FilePermissions::new((perm & 0o7777) as u16).map_err(|_| Errno::EINVAL)
+}
+
+/// Kinds of extended attributes. What means something to the kernel (`system.`) is not among them.
+const XATTRS: [(&[u8], XattrNamespace); 3] = [
+    (b"user.", XattrNamespace::User),
+    (b"trusted.", XattrNamespace::Trusted),
+    (b"security.", XattrNamespace::Security),
+];
+
+fn xattr_name(name: &[u8]) -> Result<(XattrNamespace, &[u8]), Errno> {
+    let known = XATTRS
+        .iter()
+        .find_map(|(prefix, space)| Some((*space, name.strip_prefix(*prefix)?)));
+    match known {
+        Some((_, [])) => Err(Errno::EINVAL),
+        known => known.ok_or(Errno::EOPNOTSUPP),
+    }
+}
+
+fn no_data(errno: Errno) -> Errno {
+    match errno {
+        Errno::ENOENT => Errno::ENODATA,
+        errno => errno,
+    }
 }
 
 impl Inode for Node {
@@ -326,6 +398,10 @@ impl Inode for Node {
         self.fs
             .change(|volume| volume.update_inode_metadata(self.number, update))?;
         self.attrs.set(change);
+        let times = [(change.atime, ACCESSED), (change.mtime, MODIFIED)];
+        let late = times.iter().filter(|(time, _)| time.is_some());
+        let late = late.fold(CHANGED, |bits, (_, bit)| bits | bit);
+        self.late.fetch_or(late, Ordering::AcqRel);
         Ok(())
     }
 
@@ -357,7 +433,7 @@ impl Inode for Node {
         let (context, perm) = self.context(mode);
         let perm = permissions(perm)?;
         let device = || DeviceNumber::new(major(rdev), minor(rdev));
-        me.add(|volume| match kind {
+        me.add(true, |volume| match kind {
             Kind::Regular => volume.create_regular_file(context, self.number, name, perm),
             Kind::Directory => volume.create_directory(context, self.number, name, perm),
             Kind::Symlink => Err(Ext4Error::invalid_input()),
@@ -377,7 +453,9 @@ impl Inode for Node {
         let me = self.me()?;
         let name = name_of(name)?;
         let (context, _) = self.context(0);
-        me.add(|volume| volume.create_symlink(context, self.number, name, target))
+        me.add(true, |volume| {
+            volume.create_symlink(context, self.number, name, target)
+        })
     }
 
     fn link(&self, name: &[u8], inode: &Arc<dyn Inode>) -> Result<(), Errno> {
@@ -390,8 +468,11 @@ impl Inode for Node {
         }
         let me = self.me()?;
         let name = name_of(name)?;
-        me.add(|volume| volume.hard_link(node.number, self.number, name))?;
+        me.add(false, |volume| {
+            volume.hard_link(node.number, self.number, name)
+        })?;
         node.attrs.add_links(1);
+        node.altered();
         Ok(())
     }
 
@@ -412,7 +493,7 @@ impl Inode for Node {
             Ok((node, outcome))
         })?;
         node.unnamed(outcome.remaining_links);
-        self.attrs.touch();
+        self.modified();
         Ok(node)
     }
 
@@ -429,18 +510,19 @@ impl Inode for Node {
         if to.attrs.nlink() == 0 {
             return Err(Errno::ENOENT);
         }
-        let replaced = self.fs.change(|volume| {
+        let (moved, other, replaced) = self.fs.change(|volume| {
             let target = volume.lookup_child(to.number, new)?;
             let target = target
                 .map(|info| self.fs.find(volume, info.number))
                 .transpose()?;
             let moved = volume.lookup_child(self.number, old)?;
-            let moved = moved.ok_or_else(Ext4Error::not_found)?.is_directory();
+            let moved = moved.ok_or_else(Ext4Error::not_found)?;
+            let moved = self.fs.find(volume, moved.number)?;
             match &target {
-                Some(node) if !exchange && moved && !node.is_dir() => {
+                Some(node) if !exchange && moved.is_dir() && !node.is_dir() => {
                     return Err(Ext4Error::not_dir());
                 }
-                Some(node) if !exchange && !moved && node.is_dir() => {
+                Some(node) if !exchange && !moved.is_dir() && node.is_dir() => {
                     return Err(Ext4Error::is_dir());
                 }
                 _ => {}
@@ -452,10 +534,13 @@ impl Inode for Node {
             let outcome = volume.rename(self.number, old, to.number, new, options)?;
             self.look_again(volume)?;
             to.look_again(volume)?;
-            Ok(target.zip(outcome.replaced))
+            let other = target.clone().filter(|_| exchange);
+            Ok((moved, other, target.zip(outcome.replaced)))
         })?;
-        self.attrs.touch();
-        to.attrs.touch();
+        self.modified();
+        to.modified();
+        moved.altered();
+        other.inspect(|node| node.altered());
         let Some((node, outcome)) = replaced else {
             return Ok(None);
         };
@@ -476,6 +561,63 @@ impl Inode for Node {
             Body::Dir => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
         }
+    }
+
+    fn xattr(&self, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (space, name) = xattr_name(name)?;
+        let value = self
+            .fs
+            .with(|volume| volume.get_xattr(self.number, space, name));
+        value.map_err(no_data)
+    }
+
+    fn xattrs(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        let names = self.fs.with(|volume| volume.list_xattrs(self.number))?;
+        let named = names.iter().filter_map(|name| {
+            let (prefix, _) = XATTRS.iter().find(|(_, space)| *space == name.namespace)?;
+            Some([*prefix, name.name.as_slice()].concat())
+        });
+        Ok(named.collect())
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
+        let (space, name) = xattr_name(name)?;
+        if value.len() as u64 > self.fs.block {
+            // All of a file's are in its inode and in one block.
+            return Err(Errno::ENOSPC);
+        }
+        let mode = match (
+            flags & sys::XATTR_CREATE != 0,
+            flags & sys::XATTR_REPLACE != 0,
+        ) {
+            (false, false) => XattrSetMode::Upsert,
+            (true, false) => XattrSetMode::Create,
+            (false, true) => XattrSetMode::Replace,
+            (true, true) => {
+                let old = self
+                    .fs
+                    .with(|volume| volume.get_xattr(self.number, space, name));
+                return Err(old.map_or_else(no_data, |_| Errno::EEXIST));
+            }
+        };
+        let set = self.fs.change(|volume| {
+            volume.set_xattr(self.number, space, name, value, mode)?;
+            self.look_again(volume)
+        });
+        set.map_err(no_data)?;
+        self.altered();
+        Ok(())
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> Result<(), Errno> {
+        let (space, name) = xattr_name(name)?;
+        let removed = self.fs.change(|volume| {
+            volume.remove_xattr(self.number, space, name)?;
+            self.look_again(volume)
+        });
+        removed.map_err(no_data)?;
+        self.altered();
+        Ok(())
     }
 
     fn statfs(&self) -> FsStat {
@@ -576,8 +718,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.late.load(Ordering::Acquire) && self.attrs.nlink() > 0 {
-            self.fs.times_later(self.number, self.attrs.get(0, 0).mtime);
+        if self.attrs.nlink() > 0
+            && let Some(times) = self.take_late()
+        {
+            self.fs.times_later(self.number, times);
         }
         // A regular file's inode goes with its page cache, which mappings use.
         if matches!(self.body, Body::File(_)) {
