@@ -368,8 +368,8 @@ impl FileOps for Node {
         let begun = begun.transpose()?;
         if begun.is_ok() && write {
             self.modified();
-        } else if begun.is_ok() && file.flags() & sys::O_NOATIME == 0 {
-            self.attrs.accessed();
+        } else if begun.is_ok() {
+            self.accessed(file);
         }
         Some(begun)
     }
