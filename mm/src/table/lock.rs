@@ -460,21 +460,22 @@ impl<H: Hw> PtGuard<H> {
         let Some(cells) = self.cells.get(range.clone()) else {
             return 0;
         };
-        let had = self.live() as i32;
-        let mut left = had;
-        for (k, c) in cells.iter().enumerate() {
+        let mut left = self.live() as i32;
+        let mut rest = cells.iter();
+        while let Some(c) = rest.next() {
             if c.0.load(Relaxed) == 0 {
                 continue;
             }
             let old = c.0.swap(0, AcqRel);
             left -= 1;
-            f(range.start + k, Pte(old));
+            f(range.end - 1 - rest.len(), Pte(old));
             if left == 0 {
                 break;
             }
         }
-        self.live -= had - left;
-        i64::from(had - left)
+        let taken = self.live() as i32 - left;
+        self.live -= taken;
+        i64::from(taken)
     }
     /// Replaces every present entry of `range` by what `f` makes of it, in one pass; the MMU may set A
     /// and D meanwhile, so `f` may be asked again.
@@ -575,35 +576,39 @@ impl<H: Hw> PtGuard<H> {
         range: Range<usize>,
         mut f: impl FnMut(usize, Pte) -> CopyStep,
     ) -> (usize, i64) {
-        let (from, into) = (self.cells, to.cells);
-        let end = range.end.min(ENTRIES);
-        let had = self.live() as i32;
-        let (mut left, mut skipped) = (had, 0);
-        let mut i = range.start;
-        while i < end {
-            let (c, d) = (&from[i & (ENTRIES - 1)], &into[i & (ENTRIES - 1)]);
+        let mut at = range.end;
+        let cells = (self.cells.get(range.clone()), to.cells.get(range.clone()));
+        let (Some(from), Some(into)) = cells else {
+            return (at, 0);
+        };
+        let (mut left, mut skipped) = (self.live() as i32, 0);
+        let mut rest = from.iter().zip(into);
+        while let Some((c, d)) = rest.next() {
             let old = c.load();
-            if !old.is_empty() {
-                match f(i, old) {
-                    CopyStep::Give(p) => d.0.store(p.0, Release),
-                    CopyStep::Share(p) => {
-                        c.0.fetch_and(!(bit::W | bit::A), AcqRel);
-                        d.0.store(p.0, Release);
-                    }
-                    CopyStep::Skip => skipped += 1,
-                    CopyStep::Stop => break,
+            if old.is_empty() {
+                continue;
+            }
+            let i = range.end - 1 - rest.len();
+            match f(i, old) {
+                CopyStep::Give(p) => d.0.store(p.0, Release),
+                CopyStep::Share(p) => {
+                    c.0.fetch_and(!(bit::W | bit::A), AcqRel);
+                    d.0.store(p.0, Release);
                 }
-                left -= 1;
-                if left == 0 {
-                    i = end;
+                CopyStep::Skip => skipped += 1,
+                CopyStep::Stop => {
+                    at = i;
                     break;
                 }
             }
-            i += 1;
+            left -= 1;
+            if left == 0 {
+                break;
+            }
         }
-        let given = had - left - skipped;
+        let given = self.live() as i32 - left - skipped;
         to.live += given;
-        (i, i64::from(given))
+        (at, i64::from(given))
     }
     /// Replaces a non-empty entry by another in one step; returns what stood there.
     #[inline]
