@@ -48,6 +48,9 @@ const BLKPBSZGET: u32 = 0x127b;
 const BLKBSZGET: u32 = 0x8008_1270;
 const BLKGETSIZE64: u32 = 0x8008_1272;
 
+/// Pages of the caller's that Linux puts into one bio (BIO_MAX_VECS).
+const BIO_PAGES: usize = 256;
+
 /// Bytes that went straight between a device and its user, and those that the CPU copied.
 static DIRECT: AtomicU64 = AtomicU64::new(0);
 static COPIED: AtomicU64 = AtomicU64::new(0);
@@ -222,17 +225,17 @@ impl Device {
     }
 
     /// Up to `len` bytes at `pos` straight from or to the caller's pages: `step` takes some at the front of a span, and says what
-    /// came of them, or why it could not have any. Then what came before them counts; but what the disk cannot do is an error of all.
+    /// came of them, or why it could not have any. How many bytes, and that; but what the disk cannot do is an error of all.
     fn direct(
         &self,
         buf: &mut IoBuf<'_>,
-        pos: &mut u64,
+        pos: u64,
         len: usize,
         step: impl Fn(Front<'_>, u64, u64) -> Result<SysResult, Errno>,
-    ) -> SysResult {
+    ) -> Result<(usize, Option<Errno>), Errno> {
         let mask = u64::from(self.known.disk.block()) - 1;
         // As Linux, whose disks take any memory that begins on a sector.
-        if *pos & mask != 0 || !buf.is_aligned(mask) {
+        if pos & mask != 0 || !buf.is_aligned(mask) {
             return Err(Errno::EINVAL);
         }
         let mut done = 0;
@@ -240,18 +243,29 @@ impl Device {
             let Some(front) = buf.front() else {
                 break;
             };
-            match step(front, *pos + done as u64, (len - done) as u64) {
+            match step(front, pos + done as u64, (len - done) as u64) {
                 Ok(moved) => {
                     let n = moved?;
                     buf.skip(n);
                     done += n;
                 }
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
+                Err(errno) => return Ok((done, Some(errno))),
             }
         }
-        *pos += done as u64;
-        Ok(done)
+        Ok((done, None))
+    }
+
+    /// The same while the caller waits. What came before memory that cannot be pinned counts, if all of it would be one bio on Linux.
+    fn wait_for(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize, way: Way) -> SysResult {
+        let long = buf.pages(len) > BIO_PAGES;
+        let step = |front: Front<'_>, pos, most| self.piece(front, pos, most, way);
+        match self.direct(buf, *pos, len, step)? {
+            (done, Some(errno)) if long || done == 0 => Err(errno),
+            (done, _) => {
+                *pos += done as u64;
+                Ok(done)
+            }
+        }
     }
 
     /// One transfer from or to what is in front; at most `most` bytes.
@@ -300,9 +314,7 @@ impl FileOps for Device {
             Ok(0)
         } else if Device::is_direct(file, buf) {
             self.settle(*pos..*pos + len as u64)?;
-            self.direct(buf, pos, len, |front, pos, most| {
-                self.piece(front, pos, most, Way::Fill)
-            })
+            self.wait_for(buf, pos, len, Way::Fill)
         } else {
             self.content.read(buf, pos).inspect(|&done| copied(done))
         }
@@ -325,9 +337,7 @@ impl FileOps for Device {
         } else if Device::is_direct(file, buf) {
             let start = *pos;
             self.settle(start..start + len as u64)?;
-            let done = self.direct(buf, pos, len, |front, pos, most| {
-                self.piece(front, pos, most, Way::Drain)
-            });
+            let done = self.wait_for(buf, pos, len, Way::Drain);
             // Also of one that failed: nobody knows how far it came.
             self.changed(start..start + len as u64);
             done
@@ -354,7 +364,7 @@ impl FileOps for Device {
         &self,
         file: &File,
         buf: &mut IoBuf<'_>,
-        mut pos: u64,
+        pos: u64,
         write: bool,
         job: &Arc<Job>,
     ) -> Option<SysResult> {
@@ -369,13 +379,28 @@ impl FileOps for Device {
             return Some(Err(errno));
         }
         let Known { disk, landing, .. } = self.known;
-        let begun = self.direct(buf, &mut pos, len, |front, pos, most| {
+        let long = buf.pages(len) > BIO_PAGES;
+        let begun = self.direct(buf, pos, len, |front, pos, most| {
             direct::launch(disk, landing, front, pos / SECTOR, most, way, job).map(Ok)
         });
-        if write && begun.is_ok() {
+        let (done, stopped) = match begun {
+            Ok(begun) => begun,
+            Err(errno) => return Some(Err(errno)),
+        };
+        // Linux says no more of what would be several bios.
+        let stopped = stopped.map(|errno| match errno {
+            Errno::EFAULT if long => Errno::EIO,
+            errno => errno,
+        });
+        match stopped {
+            Some(errno) if done == 0 => return Some(Err(errno)),
+            Some(errno) if long => job.fail(errno),
+            _ => {}
+        }
+        if write {
             job.keep(Overwritten(self.known.cache, range));
         }
-        Some(begun)
+        Some(Ok(done))
     }
 
     fn splices_by_copy(&self) -> bool {

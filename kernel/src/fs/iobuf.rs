@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use crate::arch::{X86, uaccess};
-use mm::Errno;
 use mm::gup::{LongtermPin, PageSlot, Write};
+use mm::{Errno, PAGE_SIZE};
 
 /// One piece of user memory.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +170,22 @@ impl<'a> IoBuf<'a> {
             Piece::Kept(s) => (s.at | s.len) as u64 & mask == 0,
             Piece::Kernel { .. } => false,
         }
+    }
+
+    /// In how many pages of the caller's the next `len` bytes lie, piece by piece; of what is pinned already in none.
+    pub fn pages(&self, len: usize) -> usize {
+        let Piece::User(first) = self.piece else {
+            return 0;
+        };
+        let (mut left, mut pages) = (len, 0);
+        for s in core::iter::once(&first).chain(self.rest) {
+            let n = s.len.min(left);
+            if n > 0 {
+                pages += ((s.addr % PAGE_SIZE) as usize + n).div_ceil(PAGE_SIZE as usize);
+            }
+            left -= n;
+        }
+        pages
     }
 
     /// Bytes not consumed yet.

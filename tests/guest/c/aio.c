@@ -219,6 +219,15 @@ static void disk(char **argv) {
   CHECK(result(c, iocb(IOCB_CMD_PREAD, d, anon_at(BASE + 4 * PG, PG, PROT_READ), PG, 0)) == -EFAULT);
   CHECK(result(c, iocb(IOCB_CMD_PREAD, d, p, PG, 64 * MB)) == 0 && result(c, iocb(IOCB_CMD_PWRITE, d, p, PG, 64 * MB)) == -ENOSPC);
   CHECK(!munmap(p + 3 * PG, PG) && result(c, iocb(IOCB_CMD_PREAD, d, p, 8 * PG, 0)) == 3 * PG && is_pattern(p, 0, 3 * PG));
+  // Of what is more than one bio on Linux no part counts, and who does not wait is told no more than that.
+  char *q = anon_at(BASE + 8 * PG, 300 * PG, PROT_READ | PROT_WRITE);
+  CHECK(!munmap(q + 250 * PG, PG) && result(c, iocb(IOCB_CMD_PREAD, d, q, 300 * PG, 0)) == -EIO && pread(d, q, 300 * PG, 0) == -1 && errno == EFAULT);
+  CHECK(result(c, iocb(IOCB_CMD_PREAD, d, q, 256 * PG, 0)) == 250 * PG && pread(d, q, 256 * PG, 0) == 250 * (ssize_t)PG && is_pattern(q, 0, 250 * PG));
+  CHECK(result(c, iocb(IOCB_CMD_PWRITE, d, q, 300 * PG, 0)) == -EIO && pwrite(d, q, 300 * PG, 0) == -1 && errno == EFAULT);
+  CHECK(result(c, iocb(IOCB_CMD_PWRITE, d, q, 256 * PG, 0)) == 250 * PG && pwrite(d, q, 256 * PG, 0) == 250 * (ssize_t)PG);
+  CHECK(result(c, iocb(IOCB_CMD_PREAD, d, q + 250 * PG, 300 * PG, 0)) == -EIO && result(c, iocb(IOCB_CMD_PREAD, d, q + 250 * PG, 256 * PG, 0)) == -EFAULT);
+  struct iovec two[2] = {{q, 200 * PG}, {q + 200 * PG, 57 * PG}};
+  CHECK(preadv(d, two, 2, 0) == -1 && errno == EFAULT && (two[1].iov_len -= PG, preadv(d, two, 2, 0)) == 250 * (ssize_t)PG && !munmap(q, 300 * PG));
   CHECK(result(c, iocb(IOCB_CMD_FSYNC, d, 0, 0, 0)) == 0);
   // What others have read before is not what they read afterwards.
   int cached = open(argv[2], O_RDONLY);

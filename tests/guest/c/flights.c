@@ -158,6 +158,18 @@ static void edges(int ring) {
   CHECK(one(&w, READ, d, c + 1, 512, 0) == -EINVAL && one(&w, READ, d, c, 100, 0) == -EINVAL && one(&w, READ, d, c, PG, 100) == -EINVAL);
   CHECK(one(&w, READ, d, anon_at(BASE, PG, PROT_NONE), PG, 0) == -EFAULT && one(&w, READ, d, anon_at(BASE + 4 * PG, PG, PROT_READ), PG, 0) == -EFAULT);
   CHECK(one(&w, WRITE, d, BASE, PG, 0) == -EFAULT);
+  // What comes before bad memory does not count, and makes no file longer.
+  char *half = anon_at(BASE + 8 * PG, 3 * PG, PROT_READ | PROT_WRITE);
+  anon_at(BASE + 11 * PG, PG, PROT_NONE);
+  CHECK(!fstat(f, &st) && lseek(d, 5 * PG, SEEK_SET) == 5 * (off_t)PG);
+  for (int way = 0; way < 2; way++) {
+    off_t at = way ? st.st_size : 5 * (off_t)PG;
+    if (!way) CHECK(one(&w, READ, d, half, 4 * PG, at) == -EFAULT && read(d, half, 4 * PG) == -1 && errno == EFAULT);
+    CHECK(one(&w, WRITE, d, half + 512, 3 * PG, at) == -EFAULT && pwrite(d, half + 512, 3 * PG, at) == -1 && errno == EFAULT);
+    CHECK(one(&w, WRITE, d, half, 4 * PG, at) == -EFAULT && pwrite(d, half, 4 * PG, at) == -1 && errno == EFAULT && pins_held() == 0);
+  }
+  off_t size = st.st_size;
+  CHECK(!fstat(f, &st) && st.st_size == size && lseek(d, 0, SEEK_CUR) == 5 * (off_t)PG && !munmap(half, 4 * PG));
   if (ring) {
     CHECK(!syscall(SYS_io_uring_register, w.fd, IORING_REGISTER_BUFFERS, &(struct iovec){c, 64 * PG}, 1));
     memset(c, 1, 64 * PG);

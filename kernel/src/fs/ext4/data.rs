@@ -118,9 +118,14 @@ impl Regular {
     fn drain(&self, front: Front<'_>, most: u64, pos: u64) -> SysResult {
         let slots = &mut [PageSlot::EMPTY; PIECES];
         let (pages, skip, len) = front.pin::<Read>(most, SECTOR, slots)?;
-        let len = len - len % self.bytes.fs.block;
+        let block = self.bytes.fs.block;
+        let len = len - len % block;
         if len == 0 {
-            return Ok(0);
+            // Less than a block is left of the piece, or can be pinned.
+            return match front {
+                Front::User(span) if most.min(span.len as u64) >= block => Err(Errno::EFAULT),
+                _ => Ok(0),
+            };
         }
         self.bytes.reserve(pos, pos + len)?;
         let memory = pages.to_drain(skip, len).ok_or(Errno::EFAULT)?;
