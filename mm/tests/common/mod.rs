@@ -1099,6 +1099,15 @@ impl World {
     }
     /// Process `p` ends on CPU `c`; others may keep it lazily.
     pub fn exit(&mut self, c: usize, p: u32) {
+        // Some end because others want their memory.
+        if self.rng.one_in(2) {
+            let page = self.some_page(p);
+            self.warm(p, page, 12);
+            let space = self.enter(c, p);
+            say!(self, "cpu {c} proc {p}: reap");
+            assert!(ops::reap(&space, &mut self.sim.can_wait()).is_some());
+            self.after();
+        }
         let space = self.enter(c, p);
         say!(self, "cpu {c} proc {p}: exit");
         for other in 0..self.sim.config().cpus {
