@@ -78,6 +78,13 @@ static void names(void) {
   CHECK(!mknod(M "null", S_IFCHR | 0666, 0x103) && !mkfifo(M "fifo", 0600));
   f = open(M "null", O_WRONLY);
   CHECK(f >= 0 && write(f, "x", 1) == 1 && !close(f));
+  // Names that move within a directory, and go.
+  char from[60], to[60];
+  for (int i = 0; i < 900; i++) {
+    snprintf(from, sizeof from, M "short%d.%d", i / 300, i % 300), snprintf(to, sizeof to, M "renamed%d.%d", i / 300, i % 300);
+    CHECK(!close(made(from, O_WRONLY)) && !rename(from, to));
+    if (i % 2) CHECK(!unlink(to));
+  }
   // Many names: the directory is hashed soon. Half of them go again.
   CHECK(!mkdir(M "many", 0755));
   char name[60];

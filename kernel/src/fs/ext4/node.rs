@@ -8,9 +8,9 @@ use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 use mm::Errno;
 use rsext4::{
-    DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4Result, Ext4Timestamp,
-    FileName, FilePermissions, InodeFlags, InodeInfo, InodeMetadataUpdate, InodeNumber,
-    MutationContext, RenameOptions, SpecialInodeKind, XattrNamespace, XattrSetMode,
+    DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4ErrorKind, Ext4Result,
+    Ext4Timestamp, FileName, FilePermissions, InodeFlags, InodeInfo, InodeMetadataUpdate,
+    InodeNumber, MutationContext, RenameOptions, SpecialInodeKind, XattrNamespace, XattrSetMode,
 };
 
 use super::file::{Bytes, FileSource};
@@ -340,6 +340,15 @@ fn permissions(perm: u32) -> Result<FilePermissions, Errno> {
     FilePermissions::new((perm & 0o7777) as u16).map_err(|_| Errno::EINVAL)
 }
 
+/// There is room for a name in the block of the directory where it belongs: a file that had it has gone.
+fn make_name_room(volume: &mut Volume, dir: InodeNumber, name: FileName<'_>) -> Ext4Result<()> {
+    let nobody = MutationContext::new(0, 0, 0, 0);
+    let mode = FilePermissions::new(0o600)?;
+    let file = volume.create_regular_file(nobody, dir, name, mode)?;
+    let _ = volume.unlink(dir, name)?;
+    volume.reap_unlinked_inode(file.number)
+}
+
 /// Kinds of extended attributes. What means something to the kernel (`system.`) is not among them.
 const XATTRS: [(&[u8], XattrNamespace); 3] = [
     (b"user.", XattrNamespace::User),
@@ -531,7 +540,20 @@ impl Inode for Node {
                 true => RenameOptions::EXCHANGE,
                 false => RenameOptions::REPLACE,
             };
-            let outcome = volume.rename(self.number, old, to.number, new, options)?;
+            let rename =
+                |volume: &mut Volume| volume.rename(self.number, old, to.number, new, options);
+            let outcome = match rename(volume) {
+                // `rsext4` 0.9.2 looks for the old name where it was, though the new one may just have split that block. It has undone all.
+                Err(error)
+                    if target.is_none()
+                        && self.number == to.number
+                        && (error.is_corruption() || error.kind() == Ext4ErrorKind::NotFound) =>
+                {
+                    make_name_room(volume, self.number, new)?;
+                    rename(volume)?
+                }
+                outcome => outcome?,
+            };
             self.look_again(volume)?;
             to.look_again(volume)?;
             let other = target.clone().filter(|_| exchange);
