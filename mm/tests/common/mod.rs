@@ -2,17 +2,21 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use linux_raw_sys::general as sys;
+use mm::addr::Order;
 use mm::fault::{self, Access, Fault, FaultResult};
+use mm::gup::{self, GupFlags, PageSlot, Read};
 use mm::hw::Cpu;
 use mm::object::cache::Dirty;
 use mm::object::{Source, Unfilled};
+use mm::ops::insert::Shown;
 use mm::ops::{self, FileMap, MmapArgs, MremapArgs};
-use mm::phys::{Hw, slab};
+use mm::phys::{Folio, FolioRef, Frame, Hw, Owned, Use, slab};
 use mm::sim::mmu::{PageFault, Want};
 use mm::sim::rng::Rng;
 use mm::sim::{Config, Machine, Sim};
 use mm::space::VmaFlags;
-use mm::{AddressSpace, CanWait, Errno, FileObject};
+use mm::table::Caching;
+use mm::{AddressSpace, CanWait, Errno, FileObject, Pfn};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -37,6 +41,16 @@ pub enum Back {
     /// Page `index` of object `object`; a private mapping may have a copy.
     File {
         object: usize,
+        index: u64,
+        shared: bool,
+        copy: Option<Bytes>,
+    },
+    /// A driver's memory: a window onto bare frames, or a mixed area.
+    Driver {
+        window: bool,
+        /// Which of its pages is there; none comes of itself.
+        shows: Option<usize>,
+        /// What the VMA says of its place.
         index: u64,
         shared: bool,
         copy: Option<Bytes>,
@@ -111,11 +125,45 @@ pub enum Sees {
     Bus,
 }
 
+/// What drivers show: bare frames in a row, and pages of their own, whose numbers follow.
+struct Device {
+    bare: Frame<Owned>,
+    pages: Vec<FolioRef<Machine>>,
+    data: Vec<Bytes>,
+}
+
+impl Device {
+    const BARE: usize = 64;
+
+    fn new(sim: Machine) -> Self {
+        let order = Order::new(6).unwrap();
+        let frames = sim.phys().alloc_order(sim, order, Use::Kernel);
+        let bare = frames.expect("memory");
+        for n in 0..Self::BARE as u64 {
+            let page = sim.frame_ptr(Pfn(bare.pfn().0 + n));
+            // SAFETY: 4096 bytes of a frame that is nobody else's yet.
+            unsafe { page.write_bytes(0, P as usize) };
+        }
+        let page = || {
+            let frame = sim.phys().alloc(sim, Use::Kernel).expect("memory");
+            Folio::make_large(sim, frame.zero(sim))
+        };
+        let pages: Vec<_> = (0..8).map(|_| page()).collect();
+        let data = vec![[0; 4]; Self::BARE + pages.len()];
+        Self { bare, pages, data }
+    }
+    fn first(&self) -> u64 {
+        self.bare.pfn().0
+    }
+}
+
 pub struct World {
     pub sim: Machine,
     pub rng: Rng,
     pub procs: BTreeMap<u32, Proc>,
     pub objects: Vec<Object>,
+    /// Until the end.
+    device: Option<Device>,
     /// Where the second object is written back to.
     store: Arc<Store>,
     next: u32,
@@ -195,14 +243,16 @@ pub fn switch_away(sim: Machine, space: &AddressSpace<Machine>) {
 impl World {
     pub fn new(config: Config) -> Self {
         let sim = Sim::new(config).on(0);
+        let free_at_start = frames_free(sim);
         let mut w = Self {
             sim,
             rng: Rng::new(config.seed ^ 0x5ca1_ab1e),
             procs: BTreeMap::new(),
             objects: Vec::new(),
+            device: Some(Device::new(sim)),
             store: Arc::default(),
             next: 0,
-            free_at_start: frames_free(sim),
+            free_at_start,
             log: Vec::new(),
             inject: 0,
             max_procs: 3,
@@ -224,6 +274,9 @@ impl World {
             });
         }
         w
+    }
+    fn device(&self) -> &Device {
+        self.device.as_ref().expect("not the end yet")
     }
     fn add(&mut self, space: Arc<AddressSpace<Machine>>, pages: BTreeMap<u64, Page>) {
         self.procs.insert(self.next, Proc { space, pages });
@@ -316,7 +369,13 @@ impl World {
         }
         match &m.back {
             Back::Anon(b) => Sees::Byte(b[off]),
-            Back::File { copy: Some(b), .. } => Sees::Byte(b[off]),
+            Back::File { copy: Some(b), .. } | Back::Driver { copy: Some(b), .. } => {
+                Sees::Byte(b[off])
+            }
+            Back::Driver { shows, .. } => match shows {
+                Some(n) => Sees::Byte(self.device().data[*n][off]),
+                None => Sees::Bus,
+            },
             Back::File { object, index, .. } => {
                 let o = &self.objects[*object];
                 if *index >= o.pages {
@@ -350,6 +409,18 @@ impl World {
                     let b =
                         copy.get_or_insert_with(|| data.get(index).copied().unwrap_or_default());
                     b[off] = byte;
+                }
+            }
+            Back::Driver {
+                shows,
+                shared,
+                copy,
+                ..
+            } => {
+                let data = &mut self.device.as_mut().expect("not the end yet").data;
+                match (shared, shows) {
+                    (true, Some(n)) => data[*n][off] = byte,
+                    (_, n) => copy.get_or_insert_with(|| n.map_or([0; 4], |n| data[n]))[off] = byte,
                 }
             }
         }
@@ -446,28 +517,35 @@ impl World {
                     ));
                 }
                 let prot = prot_of(flags);
+                let special = match &m.back {
+                    Back::Driver { window: true, .. } => {
+                        VmaFlags::PFNMAP | VmaFlags::IO | VmaFlags::DONTEXPAND
+                    }
+                    Back::Driver { .. } => VmaFlags::MIXEDMAP,
+                    _ => VmaFlags::empty(),
+                };
                 let (file, shared) = match &m.back {
                     Back::Anon(_) => (None, false),
+                    Back::Driver { index, shared, .. } => (Some((None, *index)), *shared),
                     Back::File {
                         object,
                         index,
                         shared,
                         ..
-                    } => (Some((*object, *index)), *shared),
+                    } => (Some((Some(*object), *index)), *shared),
                 };
                 let object_ok = match file {
                     None => vma.object().is_none(),
                     Some((o, index)) => {
                         vma.index_of(page * P) == index
                             && vma.object().is_some_and(|v| {
-                                self.objects[o]
-                                    .object
-                                    .as_ref()
-                                    .is_none_or(|k| k.id() == v.id())
+                                let known = o.and_then(|o| self.objects[o].object.as_ref());
+                                known.is_none_or(|k| k.id() == v.id())
                             })
                     }
                 };
                 if prot != m.prot
+                    || flags & VmaFlags::SPECIAL != special
                     || flags.contains(VmaFlags::SHARED) != shared
                     || flags.contains(VmaFlags::DONTCOPY) != m.dontfork
                     || flags.contains(VmaFlags::WIPEONFORK) != m.wipe
@@ -534,7 +612,8 @@ impl World {
         let (c, p) = (self.any_cpu(), self.any_proc());
         let what = self.rng.below(100);
         match what {
-            0..=19 => self.op_mmap(c, p),
+            0..=15 => self.op_mmap(c, p),
+            16..=19 => self.op_driver(c, p),
             20..=29 => self.op_munmap(c, p),
             30..=41 => self.op_mprotect(c, p),
             42..=51 => self.op_mremap(c, p),
@@ -551,6 +630,7 @@ impl World {
             }
             78..=79 => self.op_bulk(c, p),
             77 => self.op_write_back(c),
+            80..=83 => self.op_pin(c, p),
             74..=76 => {
                 // A CPU goes idle and keeps what it has loaded.
                 self.sim.on(c);
@@ -590,7 +670,9 @@ impl World {
         let vma = guard.find(page * P).expect("mapped");
         let table = space.tables.pte_table(page * P, &guard).expect("touched");
         let entry = table.get((page % 512) as usize);
-        if vma.flags().tracks_writes() && !entry.soft_dirty() {
+        // Nobody looks for what was written to a device (as Linux has it).
+        let tracked = !vma.flags().contains(VmaFlags::PFNMAP);
+        if tracked && vma.flags().tracks_writes() && !entry.soft_dirty() {
             self.fail(&format!(
                 "{:#x} was written and is not soft-dirty",
                 page * P
@@ -754,6 +836,156 @@ impl World {
         self.warm(p, page, len);
     }
 
+    /// A driver's memory is mapped: a window, or frames and pages side by side.
+    fn op_driver(&mut self, c: usize, p: u32) {
+        let page = self.any_page();
+        let prot = self.any_prot();
+        let (window, shared) = (self.rng.one_in(2), self.rng.one_in(2));
+        let bare = Device::BARE as u64;
+        let first = self.rng.below(bare);
+        let most = if window { bare - first } else { 40 };
+        let len = self.any_len(page).min(most);
+        self.warm(p, page, len);
+        let space = self.enter(c, p);
+        let shows: Vec<Option<usize>> = (0..len)
+            .map(|n| match (window, self.rng.below(4)) {
+                (true, _) => Some((first + n) as usize),
+                (_, 0) => None,
+                _ => Some(self.rng.below(bare + 8) as usize),
+            })
+            .collect();
+        say!(
+            self,
+            "cpu {c} proc {p}: driver's {:#x} +{len} prot {prot} window {window} shared {shared} {shows:?}",
+            page * P
+        );
+        let device = self.device.take().expect("not the end yet");
+        let (base, pgoff) = (device.first(), 3);
+        let shown = |n: &Option<usize>| match *n {
+            None => Shown::Hole,
+            Some(n) if n < Device::BARE => Shown::Frame {
+                pfn: Pfn(base + n as u64),
+                caching: Caching::Back,
+            },
+            Some(n) => Shown::Page(&device.pages[n - Device::BARE], 0),
+        };
+        let all: Vec<_> = shows.iter().map(shown).collect();
+        let sim = self.sim;
+        let kind = if shared {
+            sys::MAP_SHARED
+        } else {
+            sys::MAP_PRIVATE
+        };
+        let (r, starved) = self.attempt("driver", |w| {
+            let args = MmapArgs {
+                addr: page * P,
+                len: len * P,
+                prot,
+                flags: kind | sys::MAP_FIXED,
+                file: Some(FileMap {
+                    object: FileObject::new(sim).ok_or(Errno::ENOMEM)?,
+                    pgoff,
+                    readable: true,
+                    writable: true,
+                    append: false,
+                    executable: true,
+                }),
+            };
+            match window {
+                true => ops::mmap_raw(&space, w, args, Pfn(base + first), Caching::Back),
+                false => ops::mmap_mixed(&space, w, args, &all),
+            }
+        });
+        drop(all);
+        self.device = Some(device);
+        let pages = &mut self.procs.get_mut(&p).unwrap().pages;
+        match r {
+            Ok(at) if at == page * P => {
+                let start = if window && !shared {
+                    base + first
+                } else {
+                    pgoff
+                };
+                for (at, shows) in (0..).zip(shows) {
+                    let back = Back::Driver {
+                        window,
+                        shows,
+                        index: start + at,
+                        shared,
+                        copy: None,
+                    };
+                    let new = Page {
+                        prot,
+                        back,
+                        dontfork: false,
+                        wipe: false,
+                    };
+                    pages.insert(page + at, new);
+                }
+            }
+            // What was there may be gone by then.
+            Err(Errno::ENOMEM) if starved => {
+                let here = page..page + len;
+                pages.retain(|at, _| !here.contains(at) || still_mapped(sim, &space, *at));
+            }
+            other => self.fail(&format!("a driver's memory: {other:?}")),
+        }
+        self.check_vmas(p);
+        self.warm(p, page, len);
+    }
+
+    /// Somebody takes hold of a page to read it: nobody does of a bare frame, or in a window.
+    fn op_pin(&mut self, c: usize, p: u32) {
+        let page = self.some_page(p);
+        // What can be written or run can be read as well, though the VMA denies it: by the lockless walk.
+        let odd = |m: &Page| m.prot != 0 && m.prot & R == 0;
+        if self.procs[&p].pages.get(&page).is_some_and(odd) {
+            return;
+        }
+        let space = self.enter(c, p);
+        let fast = self.rng.one_in(2);
+        let (va, none) = (page * P, GupFlags::empty());
+        say!(self, "cpu {c} proc {p}: pin {va:#x} fast {fast}");
+        let (wait, slots) = (&mut self.sim.can_wait(), [PageSlot::EMPTY; 1]);
+        let pins = match fast {
+            true => gup::pin_user_pages_fast::<Read, _, _>(&space, wait, va, none, slots),
+            false => gup::pin_user_pages_remote::<Read, _, _>(&space, wait, va, none, slots),
+        };
+        let got = pins.map(|pins| {
+            let (byte, _) = pins.byte(0).expect("a page");
+            // SAFETY: the first byte of a page that is pinned.
+            unsafe { byte.read_volatile() }
+        });
+        self.after();
+        let expect = match self.procs[&p].pages.get(&page) {
+            Some(m) if m.prot & R != 0 => match (&m.back, self.sees(p, page, 0, Want::Read)) {
+                (Back::Driver { window: true, .. }, _) => Err(Errno::EFAULT),
+                (
+                    Back::Driver {
+                        shows: Some(..Device::BARE),
+                        copy: None,
+                        ..
+                    },
+                    _,
+                ) => Err(Errno::EEXIST),
+                (_, Sees::Byte(b)) => Ok(b),
+                _ => Err(Errno::EFAULT),
+            },
+            _ => Err(Errno::EFAULT),
+        };
+        // A copy in a window looks like any page to the lockless walk, which sees no VMA (as Linux's).
+        let copied = self.sees(p, page, 0, Want::Read);
+        if fast && expect == Err(Errno::EFAULT) && got.map(Sees::Byte) == Ok(copied) {
+            let copy = |m: &Page| matches!(m.back, Back::Driver { copy: Some(_), .. });
+            if self.procs[&p].pages.get(&page).is_some_and(copy) {
+                return;
+            }
+        }
+        if got != expect {
+            self.fail(&format!("a pin of {va:#x}: {got:?}, must be {expect:?}"));
+        }
+    }
+
     fn op_munmap(&mut self, c: usize, p: u32) {
         let page = self.some_page(p);
         let len = self.any_len(page);
@@ -873,13 +1105,14 @@ impl World {
         let bad = self.procs[&p]
             .pages
             .range(page..page + len)
-            .find(|(_, m)| advice == sys::MADV_WIPEONFORK && !matches!(m.back, Back::Anon(_)))
+            .find(|(_, m)| match advice {
+                sys::MADV_WIPEONFORK => !matches!(m.back, Back::Anon(_)),
+                sys::MADV_DONTNEED | sys::MADV_DOFORK => in_window(m),
+                _ => false,
+            })
             .map(|(at, _)| *at);
         let apply = move |m: &mut Page| match advice {
-            sys::MADV_DONTNEED => match &mut m.back {
-                Back::Anon(b) => *b = [0; 4],
-                Back::File { copy, .. } => *copy = None,
-            },
+            sys::MADV_DONTNEED => empty(m),
             sys::MADV_DONTFORK => m.dontfork = true,
             sys::MADV_DOFORK => m.dontfork = false,
             sys::MADV_WIPEONFORK => m.wipe = true,
@@ -972,11 +1205,15 @@ impl World {
             page * P,
             to * P
         );
+        let window = self.procs[&p].pages.get(&page).is_some_and(in_window);
         let (r, starved) = self.attempt("mremap", |w| ops::mremap(&space, w, args));
         let fixed = flags & sys::MREMAP_FIXED != 0;
         let proc = self.procs.get_mut(&p).unwrap();
         match r {
             Ok(at) => {
+                if window && (new > old || flags & sys::MREMAP_DONTUNMAP != 0) {
+                    self.fail("a window grew, or was left empty");
+                }
                 let moves = at != page * P;
                 if at != if fixed { to * P } else { page * P } {
                     self.fail(&format!("mremap went to {at:#x}"));
@@ -1023,6 +1260,10 @@ impl World {
                                 *index += i;
                                 *copy = None;
                             }
+                            Back::Driver { index, .. } => {
+                                *index += i;
+                                empty(&mut m);
+                            }
                         }
                         let at = if moves { to } else { page } + i;
                         if proc.pages.insert(at, m).is_some() {
@@ -1034,15 +1275,20 @@ impl World {
             Err(e) => {
                 let fine = match e {
                     Errno::ENOMEM => starved || !fixed,
-                    Errno::EFAULT => !one_vma(self.sim, &proc.space, page, old),
-                    Errno::EINVAL => page < to + new && to < page + old,
+                    Errno::EFAULT => {
+                        !one_vma(self.sim, &proc.space, page, old) || window && new > old
+                    }
+                    Errno::EINVAL => {
+                        page < to + new && to < page + old
+                            || window && flags & sys::MREMAP_DONTUNMAP != 0
+                    }
                     _ => false,
                 };
                 if !fine {
                     self.fail(&format!("mremap: {e:?}"));
                 }
                 // A place that was asked for by number is cleared first, and a longer end cut off (as Linux does).
-                if fixed && e != Errno::EINVAL {
+                if fixed {
                     let gone: Vec<u64> = (to..to + new)
                         .chain(page + new..page + old)
                         .filter(|i| !still_mapped(self.sim, &proc.space, *i))
@@ -1109,6 +1355,15 @@ impl World {
             self.after();
         }
         let space = self.enter(c, p);
+        if self.rng.one_in(3) {
+            // Others want its memory before it has left.
+            let page = self.some_page(p);
+            self.warm(p, page, 12);
+            self.enter(c, p);
+            say!(self, "cpu {c} proc {p}: reap");
+            assert!(ops::reap(&space, &mut self.sim.can_wait()).is_some());
+            self.after();
+        }
         say!(self, "cpu {c} proc {p}: exit");
         for other in 0..self.sim.config().cpus {
             self.sim.on(other);
@@ -1241,6 +1496,16 @@ impl World {
             self.exit(c, p);
         }
         self.objects.clear();
+        if let Some(device) = self.device.take() {
+            let counts = device.pages.iter().map(|page| page.desc().ref_count());
+            if counts.clone().any(|n| n != 1) {
+                self.fail(&format!("references: {:?}", counts.collect::<Vec<_>>()));
+            }
+            self.sim.phys().free(self.sim, device.bare);
+        }
+        if self.sim.phys().bad_entries() != 0 {
+            self.fail("an entry was not believed");
+        }
         let free = frames_free(self.sim);
         if free != self.free_at_start {
             self.fail(&format!(
@@ -1260,7 +1525,12 @@ fn empty(m: &mut Page) {
     match &mut m.back {
         Back::Anon(b) => *b = [0; 4],
         Back::File { copy, .. } => *copy = None,
+        Back::Driver { shows, copy, .. } => (*shows, *copy) = (None, None),
     }
+}
+
+fn in_window(m: &Page) -> bool {
+    matches!(m.back, Back::Driver { window: true, .. })
 }
 
 fn still_mapped(sim: Machine, space: &AddressSpace<Machine>, page: u64) -> bool {
