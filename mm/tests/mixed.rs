@@ -247,15 +247,26 @@ fn pfn_10_a_ring_and_its_doorbell() {
             assert_eq!(got, Err(Errno::EEXIST));
         }
         let wait = &mut lab.sim.can_wait();
+        // A program, or its debugger, is told what it can make sense of.
+        let mut byte = [0];
+        let peeked = ops::access::read(s, wait, va + P, &mut byte, NONE);
+        assert_eq!(peeked, Err(Errno::EFAULT));
         assert_eq!(gup::fault_in_pages(s, wait, va, 2, NONE), Ok(2));
         assert_eq!(gup::fault_in_pages(s, wait, va, 3, NONE), Ok(2));
         let clean = lab.entry(s, va + P).dirty();
         assert!(!clean);
         // fork: the frame is copied as it is, the page counted once more.
         let child = lab.fork(s);
+        let copied = lab.entry(child, va + P);
+        assert!(
+            copied.special() && !copied.young(),
+            "nobody has used it there"
+        );
+        let used = gup::fault_in_pages(child, wait, va, 2, NONE);
+        assert_eq!(used, Ok(2));
+        assert!(lab.entry(child, va + P).young());
         assert_eq!(see(child), all);
         assert_eq!((child.rss_total(), count()), (2, (5, 4)));
-        assert!(lab.entry(child, va + P).special());
         // Written: through to what a shared one shows, to a copy of either in a private one.
         lab.run(s);
         let written = gup::fault_in_pages(s, wait, va, 2, GupFlags::WRITE);
@@ -349,6 +360,8 @@ fn pfn_10_what_a_driver_may_show() {
         let last = insert_frame(s, &guard, mixed, va + P, Pfn(7), Caching::Off);
         assert_eq!(last, Ok(()));
     }
+    let dump = ops::madvise(s, &mut lab.sim.can_wait(), va, P, sys::MADV_DODUMP);
+    assert_eq!(dump, Err(Errno::EINVAL));
     let uncached = bit::PCD | bit::PWT;
     assert_eq!(lab.entry(s, va + P).0 & uncached, uncached);
     lab.exit(s);

@@ -167,6 +167,11 @@ fn pfn_9_a_window_is_all_there_is() {
         let held = gup::get_user_pages_remote(s, wait, va, flags, slots(1));
         assert_eq!(held.err(), Some(Errno::EFAULT));
     }
+    let word = |private| s.futex_key(&mut lab.sim.can_wait(), va, private);
+    assert!(word(true).is_ok() && word(false) == Err(Errno::EFAULT));
+    lab.run(s);
+    let found = ops::futex_key(s, &mut lab.sim.can_wait(), va);
+    assert_eq!(found, Err(Errno::EFAULT));
     // PFN-12: split, and moved.
     lab.store(s, va + P, 9);
     lab.protect(s, va + 2 * P, 1, R);
@@ -366,8 +371,24 @@ fn pfn_12_the_pieces_of_a_window() {
             }
         }
     }
+    // Nothing follows from where a shared one lies, nor from the address of memory.
+    let other = lab.space();
+    for at in [
+        map(&lab, other, 1, R, SHARED, f.pfn()),
+        lab.map(other, 9, 1, R | W, ANON),
+    ] {
+        let guard = other.mmap_read(&mut lab.sim.can_wait());
+        let vma = guard.find(at).unwrap();
+        assert!(!vma.would_show(at, Pfn(vma.index_of(at))));
+    }
+    lab.exit(other);
     assert_eq!(s.rss(RssKind::Anon), 2);
-    lab.protect(s, va + 2 * P, 1, R | W);
+    let vmas = |s: Space| s.mmap_read(&mut lab.sim.can_wait()).all().count();
+    for prot in [R, R | W] {
+        // Alike now, and still each for itself.
+        lab.protect(s, va + P, 2, prot);
+        assert_eq!(vmas(s), 4);
+    }
     for space in [s, child] {
         assert_eq!(lab.load(space, va), Some(1));
         assert_eq!(lab.load(space, va + P), Some(21));

@@ -4,7 +4,9 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
-use mm::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast};
+use mm::gup::{
+    Access, GupFlags, PageSlot, PinnedPages, Read, Slots, Write, pin_user_pages_fast, to_program,
+};
 use mm::{Errno, PAGE_SIZE};
 
 use super::iobuf::{Front, KeptSpan, LongPin, UserSpan};
@@ -67,7 +69,7 @@ pub fn pin<A: Access, S: Slots>(
 ) -> Result<Part<PinnedPages<X86, A, S>>, Errno> {
     let space = current().space().ok_or(Errno::EFAULT)?;
     let (wait, flags) = (&mut can_wait(), GupFlags::empty());
-    let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots)?;
+    let pins = pin_user_pages_fast(space, wait, span.addr, flags, slots).map_err(to_program)?;
     let skip = span.addr % PAGE_SIZE;
     let len = (pins.len() as u64 * PAGE_SIZE).saturating_sub(skip);
     let len = whole(len.min(most).min(span.len as u64), unit)?;

@@ -32,7 +32,7 @@ use crate::task::locked::Account;
 use crate::task::space::can_wait;
 use mm::addr::USER_END;
 use mm::gup::{GupFlags, LongtermPin, PageSlot, PinnedPages, Read, Write};
-use mm::gup::{pin_longterm, pin_user_pages_fast};
+use mm::gup::{pin_longterm, pin_user_pages_fast, to_program};
 use mm::table::Caching;
 use mm::{Errno, PAGE_SIZE};
 
@@ -105,14 +105,14 @@ impl Device {
         let (wait, none) = (&mut can_wait(), GupFlags::empty());
         if dma.to_device {
             let pins: PinnedPages<_, Read, _> =
-                pin_user_pages_fast(space, wait, dma.addr, none, slots)?;
+                pin_user_pages_fast(space, wait, dma.addr, none, slots).map_err(to_program)?;
             self.edu
                 .transfer(dma.offset, &mut Lent::new(pins), |pins| {
                     Memory::to_drain(pins, skip, dma.len)
                 })?;
         } else {
             let pins: PinnedPages<_, Write, _> =
-                pin_user_pages_fast(space, wait, dma.addr, none, slots)?;
+                pin_user_pages_fast(space, wait, dma.addr, none, slots).map_err(to_program)?;
             self.edu
                 .transfer(dma.offset, &mut Lent::new(pins), |pins| {
                     Memory::to_fill(pins, skip, dma.len)
@@ -136,7 +136,8 @@ impl Device {
         slots.resize(want, PageSlot::EMPTY);
         let space = current().space().ok_or(Errno::EFAULT)?;
         let account = Account::charge(space, want as u64)?;
-        let pins = pin_longterm(space, &mut can_wait(), addr, GupFlags::empty(), slots)?;
+        let pins = pin_longterm(space, &mut can_wait(), addr, GupFlags::empty(), slots)
+            .map_err(to_program)?;
         if pins.len() < want {
             pins.unpin_clean();
             return Err(Errno::EFAULT);

@@ -201,7 +201,7 @@ fn take(
     // What is forgotten here is let go by `put`.
     macro_rules! held {
         ($e:expr) => {{
-            let held = $e?;
+            let held = $e.map_err(gup::to_program)?;
             let n = held.len();
             forget(held);
             Ok(n)

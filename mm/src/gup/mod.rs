@@ -196,6 +196,16 @@ where
     Ok(PinnedPages::adopt(space.hw(), slots, n))
 }
 
+/// What a program hears if its pages could not be taken hold of: to it a bare frame (`EEXIST`) is an address like any that has no
+/// memory (PFN-10).
+#[cold]
+pub fn to_program(errno: Errno) -> Errno {
+    match errno {
+        Errno::EEXIST => Errno::EFAULT,
+        other => other,
+    }
+}
+
 /// References to pages of a space whose mmap lock the caller holds, in either mode, and keeps (LOCK-1).
 ///
 /// Interrupts on. `EFAULT`, `EEXIST` a raw frame, `ENOMEM` at once, for under this lock nobody makes room; `EINTR`.

@@ -6,7 +6,9 @@
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
 use crate::errno::Errno;
-use crate::gup::{Access, GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_remote};
+use crate::gup::{
+    Access, GupFlags, PageSlot, PinnedPages, Read, Write, pin_user_pages_remote, to_program,
+};
 use crate::phys::Hw;
 use crate::space::AddressSpace;
 use crate::wait::CanWait;
@@ -93,7 +95,7 @@ pub fn each<A: Access, H: Hw>(
         wait.hw().cond_resched();
     }
     match why {
-        Err(errno) if done == 0 => Err(errno),
+        Err(errno) if done == 0 => Err(to_program(errno)),
         _ => Ok(done),
     }
 }

@@ -29,7 +29,7 @@ pub enum FutexKey {
 
 impl<H: Hw> AddressSpace<H> {
     /// The key of the aligned word at `va`. `private`: FUTEX_PRIVATE_FLAG. EFAULT if a shared word is not
-    /// mapped.
+    /// mapped, or lies in a window.
     pub fn futex_key(
         &self,
         wait: &mut CanWait<H>,
@@ -50,15 +50,19 @@ impl<H: Hw> AddressSpace<H> {
             return Ok(own);
         }
         let key = |v: &Vma<H>| match v.object() {
-            Some(o) if v.flags().contains(VmaFlags::MAYSHARE) => FutexKey::Shared {
+            // Its page is what a word is known by, and a window has none (VMA-3).
+            _ if v.flags().intersects(VmaFlags::IO | VmaFlags::PFNMAP) => Err(Errno::EFAULT),
+            Some(o) if v.flags().contains(VmaFlags::MAYSHARE) => Ok(FutexKey::Shared {
                 object: o.id(),
                 offset: (v.pgoff() << crate::addr::PAGE_SHIFT) + (va - v.start()),
-            },
-            _ => own,
+            }),
+            _ => Ok(own),
         };
         if let Some(v) = self.vma_read(&wait.irq_off(), va) {
-            return Ok(key(&v));
+            return key(&v);
         }
-        self.mmap_read(wait).find(va).map(key).ok_or(Errno::EFAULT)
+        self.mmap_read(wait)
+            .find(va)
+            .map_or(Err(Errno::EFAULT), key)
     }
 }

@@ -21,7 +21,7 @@ use crate::task::space::can_wait;
 use crate::task::{Sleep, cond_resched, current};
 use core::sync::atomic::Ordering;
 use mm::Errno;
-use mm::gup::{GupFlags, PageSlot, get_user_pages_fast, put_pages};
+use mm::gup::{GupFlags, PageSlot, get_user_pages_fast, put_pages, to_program};
 
 /// The pipe that an open file is an end of.
 pub fn pipe_of(file: &File) -> Option<&Pipe> {
@@ -205,7 +205,8 @@ impl OwnPages<'_> {
             let space = current().space().ok_or(Errno::EFAULT)?;
             let flags = GupFlags::empty();
             let slots = &mut self.slots[..want];
-            let held = get_user_pages_fast(space, &mut can_wait(), va, flags, slots)?;
+            let held = get_user_pages_fast(space, &mut can_wait(), va, flags, slots)
+                .map_err(to_program)?;
             // Each buffer takes one over; `drop` has the others.
             (self.next, self.got) = (0, held.len());
             core::mem::forget(held);

@@ -12,7 +12,7 @@ use crate::fs::{Kept, LongPin};
 use crate::task::locked::Account;
 use crate::task::space::can_wait;
 use crate::task::{Space, current};
-use mm::gup::{GupFlags, PageSlot, pin_longterm};
+use mm::gup::{GupFlags, PageSlot, pin_longterm, to_program};
 use mm::{Errno, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -48,7 +48,8 @@ impl Buffer {
             slots.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
             slots.resize(n, PageSlot::EMPTY);
             let at = (first + done as u64) * PAGE_SIZE;
-            let pin = pin_longterm(space, &mut can_wait(), at, GupFlags::empty(), slots)?;
+            let pin = pin_longterm(space, &mut can_wait(), at, GupFlags::empty(), slots)
+                .map_err(to_program)?;
             if pin.len() != n {
                 return Err(Errno::EFAULT);
             }
