@@ -159,6 +159,7 @@ pub const ALONE: &[Program] = &[
     c("edu"),
     c("stray"),
     c("devmem"),
+    c("bare"),
     c("fb"),
     c("unplug"),
 ];

@@ -627,3 +627,43 @@ pub fn dev_mem_shows_devices() -> Verdict {
 pub fn dev_mem_shows_ram_if_it_may() -> Verdict {
     devmem(&["ram"], |config| config.cmdline += " devmem=ram")
 }
+
+/// Every way to a page of what nobody can take hold of; how often the log has told of an entry that nobody made.
+fn bare(words: &[&str]) -> Result<(Outcome, usize), String> {
+    let kernel = build::test_kernel()?;
+    let mut words = words.to_vec();
+    if words != ["one"] {
+        words.push("/dev/vda");
+    }
+    let outcome = exec(find("bare"), &words, |config| {
+        config.kernel = kernel;
+        config.smp = 2;
+        config.cmdline = "leakcheck".into();
+        config.qemu_args = EDU.map(String::from).to_vec();
+        let zeroes = "driver=null-co,size=1M,read-zeroes=on";
+        config.qemu_args.extend(Kind::Virtio.disk("zeroes", zeroes));
+    })?;
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", &outcome)?;
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64;
+    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    let told = outcome.log.matches("bad page table entry").count();
+    Ok((outcome, told))
+}
+
+/// Pages of a device's registers are nobody's, and nothing is wrong with that.
+pub fn registers_are_held_by_nobody() -> Verdict {
+    let (outcome, told) = bare(&["window"])?;
+    ensure(told == 0, "the log complains", &outcome)
+}
+
+/// PFN-8: an entry that nobody made is told of, its process goes on, and the others have not noticed.
+pub fn an_entry_that_nobody_made_is_told_of() -> Verdict {
+    let (outcome, told) = bare(&["one"])?;
+    let line = "bad page table entry 0x000000ff00000007 of 0x100000001000, in a mapping at 0x100000000000 with flags";
+    let once = told == 1 && outcome.log.contains(line) && outcome.log.contains("(1 so far");
+    ensure(once, "not one report", &outcome)?;
+    let (outcome, told) = bare(&["bad"])?;
+    ensure(told > 10, "nobody complains", &outcome)
+}
