@@ -8,7 +8,10 @@ use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 pub(crate) const MB: usize = 1 << 20;
@@ -317,33 +320,67 @@ pub fn an_nvme_disk_falls_silent_while_all_wait_for_it() -> Verdict {
     silent(NVME)
 }
 
+/// Where a guest leaves its mark: ones.
+const MARK_AT: u64 = 63 * MB as u64;
+
+/// Lets the disk `slow` go on once the guest has left its mark. Ends with the guest.
+fn let_go_on(fast: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
+    let file = File::open(&fast.0).map_err(|error| error.to_string())?;
+    let mut mark = [0; 8];
+    while !over.load(Ordering::Relaxed) {
+        file.read_exact_at(&mut mark, MARK_AT)
+            .map_err(|error| error.to_string())?;
+        if mark == [1; 8] {
+            let all = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
+            let limits: String = all.map(|limit| format!(r#","{limit}":0"#)).concat();
+            let arguments = format!(r#"{{"device":"slow"{limits}}}"#);
+            let command =
+                format!(r#"{{"execute":"block_set_io_throttle","arguments":{arguments}}}"#);
+            return Monitor::of(&socket.0)?.says(&command).map(drop);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Err("the guest has left no mark".into())
+}
+
+/// A machine with little memory and two disks. The second gives what is read first, and the rest when the guest has left a mark on
+/// the first.
+fn held_back(program: &str, what: &str) -> Result<Outcome, String> {
+    let fast = Image::new(&format!("{program}.{what}"))?;
+    let slow = Image::new(&format!("{program}.{what}.slow"))?;
+    let socket = Gone::named(&format!("{program}.{what}.sock"));
+    let over = AtomicBool::new(false);
+    let (outcome, gone_on) = thread::scope(|scope| {
+        let monitor = scope.spawn(|| let_go_on(&fast, &socket, &over));
+        let outcome = exec(find(program), &[what, "/dev/vda", "/dev/vdb"], |config| {
+            config.smp = 2;
+            config.mem = "96M".into();
+            config.cmdline = "disk_timeout=600".into();
+            // 64 KiB take eleven minutes, but for what goes at once.
+            let throttled = format!("{},readonly=on,throttling.bps-total=100", raw(&slow.0));
+            config.qemu_args = Kind::Virtio.disk("fast", &raw(&fast.0));
+            let slow = Kind::Virtio.disk("slow", &throttled);
+            config.qemu_args.extend(slow);
+            config.qemu_args.extend(Monitor::words(&socket.0));
+        });
+        over.store(true, Ordering::Relaxed);
+        (outcome, monitor.join().expect("no panic"))
+    });
+    let outcome = outcome?;
+    ensure(gone_on.is_ok(), "the disk does not go on", &outcome)?;
+    Ok(outcome)
+}
+
 /// Requests that end only after somebody else's page fault gather until memory is short, and not longer.
 pub fn requests_that_gather_leave_memory() -> Verdict {
-    let image = Image::new("gather")?;
-    let slow = Image::new("gather.slow")?;
-    let outcome = exec(find("aio"), &["gather", "/dev/vda", "/dev/vdb"], |config| {
-        config.smp = 2;
-        config.mem = "96M".into();
-        // What is read at once goes at once; the next takes eight seconds.
-        let throttled = format!("{},readonly=on,throttling.bps-total=8192", raw(&slow.0));
-        config.qemu_args = Kind::Virtio.disk("fast", &raw(&image.0));
-        config
-            .qemu_args
-            .extend(Kind::Virtio.disk("slow", &throttled));
-    })?;
+    let outcome = held_back("aio", "gather")?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     ensure(fine, "not as it should", &outcome)
 }
 
 /// Who must die so that there is memory waits for who needs it.
 pub fn memory_runs_out_under_a_lock() -> Verdict {
-    let slow = Image::new("oom.slow")?;
-    let outcome = exec(find("oom"), &["blocked", "/dev/vda"], |config| {
-        config.smp = 2;
-        config.mem = "96M".into();
-        let throttled = format!("{},readonly=on,throttling.bps-total=8192", raw(&slow.0));
-        config.qemu_args = Kind::Virtio.disk("slow", &throttled);
-    })?;
+    let outcome = held_back("oom", "blocked")?;
     let expected = b"holder: exit 0\nvictim: killed 1 by 9\nwritten: 1024\n";
     let fine = outcome.status == 0 && outcome.stdout == expected;
     let told = outcome.log.contains("a victim does not leave");

@@ -345,7 +345,7 @@ static void gather(const char *disk, const char *slow) {
   struct iovec v[SPANS];
   for (int i = 0; i < SPANS; i++) v[i] = (struct iovec){p, 512};
   while (kib("/proc/meminfo", "MemFree:") > 3 * 1024) memset(anon(64 * KB), 1, 64 * KB);
-  // After this the slow disk takes its time.
+  // After this the slow disk waits until the host finds a mark on the other one.
   CHECK(pread(s, &b, 1, 0) == 1);
   pid_t writer = fork();
   CHECK(writer >= 0);
@@ -358,6 +358,7 @@ static void gather(const char *disk, const char *slow) {
   int why = errno;
   // It still waits.
   CHECK(waitpid(writer, 0, WNOHANG) == 0 && n < 128 && why == EAGAIN);
+  CHECK(pwrite(fd, p, 512, 63 * MB) == 512);
   CHECK(events(c, n, n, e, 0) == n && waitpid(writer, 0, 0) == writer);
   for (int i = 0; i < n; i++) {
     CHECK(e[i].res == -EAGAIN || (e[i].res > 0 && e[i].res % 512 == 0));

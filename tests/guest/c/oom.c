@@ -10,10 +10,11 @@ static void hog(int pf) {
 // One process writes to a file and holds its lock while its bytes are paged in, which needs memory. The largest one, which must die, waits
 // for that lock. It loses its memory where it stands: the first ends its write, then the second leaves, and no zero is in the file.
 static char *bytes;
-static void blocked(const char *disk) {
-  int f = open("oom.file", O_RDWR | O_CREAT | O_TRUNC | O_APPEND, 0600), slow = open(disk, O_RDONLY), go[2], ready[2];
-  char b, *far = mmap(0, MB, PROT_READ, MAP_SHARED, slow, 0);
-  CHECK(f >= 0 && slow >= 0 && far != MAP_FAILED && !pipe(go) && !pipe(ready));
+static void blocked(const char *fast, const char *disk) {
+  int f = open("oom.file", O_RDWR | O_CREAT | O_TRUNC | O_APPEND, 0600), slow = open(disk, O_RDONLY), other = open(fast, O_RDWR | O_DIRECT), go[2], ready[2];
+  char b, *far = mmap(0, MB, PROT_READ, MAP_SHARED, slow, 0), *mark = anon(PG);
+  memset(mark, 1, PG);
+  CHECK(f >= 0 && slow >= 0 && other >= 0 && far != MAP_FAILED && !pipe(go) && !pipe(ready));
   pid_t holder = fork();
   if (!holder) {
     // Of each page one byte; they come to lie in one.
@@ -34,12 +35,12 @@ static void blocked(const char *disk) {
     write(f, bytes, MB);
     for (;;) pause();
   }
-  // After this the disk takes its time.
+  // After this the disk waits until the host finds a mark on the other one.
   CHECK(read(ready[0], &b, 1) == 1 && pread(slow, &b, 1, 0) == 1 && write(go[1], "g", 1) == 1);
   while (task_state(holder) != 'D') sched_yield();
   CHECK(write(go[1], "g", 1) == 1);
   while (task_state(victim) != 'D') sched_yield();
-  CHECK(task_state(holder) == 'D');
+  CHECK(task_state(holder) == 'D' && pwrite(other, mark, 512, 63 * MB) == 512);
   CHECK(waitpid(holder, &st, 0) == holder);
   say("holder: exit %d\n", WIFEXITED(st) ? WEXITSTATUS(st) : -1);
   CHECK(waitpid(victim, &st, 0) == victim);
@@ -101,7 +102,7 @@ static void queued(void) {
 }
 int main(int argc, char **argv) {
   if (argc == 2 && !strcmp(argv[1], "queued")) { queued(); return 0; }
-  if (argc == 3) { blocked(argv[2]); return 0; }
+  if (argc == 4) { blocked(argv[2], argv[3]); return 0; }
   if (argc == 2) { shared(); return 0; }
   int pf[2], go[2];
   char b;
