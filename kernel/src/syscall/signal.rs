@@ -10,13 +10,13 @@ use crate::arch::TrapFrame;
 use crate::arch::uaccess::{copy_from_user, copy_to_user, get_user, put_user};
 use crate::task::signal::frame::{self, altstack_state, set_altstack};
 use crate::task::signal::pending::MAX_QUEUED;
-use crate::task::signal::send::{may_signal, set_blocked};
+use crate::task::signal::send::{may_signal, queued, set_blocked};
 use crate::task::signal::{
     self, Action, NSIG, SI_TKILL, SI_USER, SIGKILL, SIGSTOP, SigInfo, UNBLOCKABLE, bit, is_ignored,
 };
 use crate::task::time::timeout_at;
 use crate::task::wait::{Sleep, sleep_until};
-use crate::task::{current, pidfd, table};
+use crate::task::{Process, Thread, current, pidfd, table};
 use linux_raw_sys::general as sys;
 
 pub const CALLS: Calls = &[
@@ -176,12 +176,16 @@ fn honest(info: &SigInfo, pid: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Real-time signals that nobody can do without their information are not sent while memory is short.
-fn has_room(info: &SigInfo) -> Result<(), Errno> {
-    match info.signo() >= sys::SIGRTMIN && info.code() != SI_USER {
-        true => crate::memory::headroom().map_err(|_| Errno::EAGAIN),
-        false => Ok(()),
+/// Real-time signals that nobody can do without their information are not sent, to a process or one thread of it, where too many wait
+/// or memory is short.
+fn has_room(p: &Process, t: Option<&Thread>, info: &SigInfo) -> Result<(), Errno> {
+    if info.signo() < sys::SIGRTMIN || info.code() == SI_USER {
+        return Ok(());
     }
+    if queued(p, t) >= MAX_QUEUED {
+        return Err(Errno::EAGAIN);
+    }
+    crate::memory::headroom().map_err(|_| Errno::EAGAIN)
 }
 
 fn rt_sigqueueinfo(f: &mut TrapFrame) -> SysResult {
@@ -195,10 +199,7 @@ fn rt_sigqueueinfo(f: &mut TrapFrame) -> SysResult {
         return Ok(0);
     }
     signo(n as u64)?;
-    if p.sig.lock().shared.queued() >= MAX_QUEUED {
-        return Err(Errno::EAGAIN);
-    }
-    has_room(&info)?;
+    has_room(&p, None, &info)?;
     signal::send_to_process(&p, info);
     Ok(0)
 }
@@ -296,7 +297,7 @@ fn to_thread(tgid: Option<u32>, tid: u32, n: u32, info: SigInfo) -> SysResult {
     may_signal(&t.process, n)?;
     if n != 0 {
         signo(n as u64)?;
-        has_room(&info)?;
+        has_room(&t.process, Some(&t), &info)?;
         signal::send_to_thread(&t, info);
     }
     Ok(0)
@@ -339,6 +340,7 @@ fn pidfd_send_signal(f: &mut TrapFrame) -> SysResult {
     };
     may_signal(&p, n)?;
     if n != 0 {
+        has_room(&p, None, &info)?;
         signal::send_to_process(&p, info);
     }
     Ok(0)

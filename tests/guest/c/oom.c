@@ -76,14 +76,15 @@ static void queued(void) {
   enum { N = 32 };
   pid_t c[N], filler;
   sigset_t set;
-  int full[2], why = 0;
+  siginfo_t info = {.si_signo = SIGRTMIN, .si_code = SI_QUEUE};
+  int full[2], why = 0, pidfd;
   char b;
   sigfillset(&set);
   CHECK(!sigprocmask(SIG_BLOCK, &set, 0) && !pipe(full) && (lockable = open("/proc/self/exe", O_RDONLY)) >= 0);
   for (int i = 0; i < N; i++) { c[i] = fork(); CHECK(c[i] >= 0); if (!c[i]) for (;;) pause(); }
   // Whatever this process needs itself it has before memory is short.
   small();
-  CHECK(!sigqueue(c[0], SIGRTMIN, (union sigval){0}) && (filler = fork()) >= 0);
+  CHECK(!sigqueue(c[0], SIGRTMIN, (union sigval){0}) && (pidfd = (int)syscall(SYS_pidfd_open, c[0], 0)) >= 0 && (filler = fork()) >= 0);
   if (!filler) {
     while (kib("/proc/meminfo", "MemFree:") > 3 * 1024) memset(anon(64 * KB), 1, 64 * KB);
     for (write(full[1], "f", 1);;) pause();
@@ -93,6 +94,7 @@ static void queued(void) {
     for (int k = 0; k < 4000 && !why; k++)
       if (sigqueue(c[i], SIGRTMIN, (union sigval){.sival_int = k})) why = errno;
   say("refused: %s\n", ename(why));
+  R(syscall(SYS_pidfd_send_signal, pidfd, SIGRTMIN, &info, 0));
   // What is sent without its information if need be.
   CHECK(!sigqueue(c[N - 1], SIGUSR1, (union sigval){0}) && !kill(c[N - 1], SIGRTMIN));
   small();

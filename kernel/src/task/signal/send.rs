@@ -411,3 +411,13 @@ pub fn pending_of(t: &Thread) -> u64 {
     // SAFETY: the process's signal lock is held.
     s.shared.set | unsafe { t.pending.get() }.set
 }
+
+/// Signals that wait with their information for a process, or for one thread of it.
+pub fn queued(p: &Process, t: Option<&Thread>) -> u32 {
+    let s = p.sig.lock();
+    match t {
+        // SAFETY: the process's signal lock is held.
+        Some(t) => unsafe { t.pending.get() }.queued(),
+        None => s.shared.queued(),
+    }
+}
