@@ -4,10 +4,14 @@ mod common;
 mod lab;
 
 use common::{P, R, W};
-use lab::{ANON, Lab, PRIVATE, SHARED};
+use lab::{ANON, Lab, MINOR, PRIVATE, SHARED};
 use mm::gup::{self, GupFlags, PageSlot, Read};
+use mm::race::Point;
+use mm::sim::Config;
+use mm::sim::mmu::Want;
 use mm::space::RssKind;
 use mm::{Errno, ops};
+use std::sync::{Arc, Mutex};
 
 /// What is private goes at once, locked or not, and nothing comes back: no zeroes where there was something else. What is
 /// shared stays. A page that a device uses stays its own.
@@ -55,5 +59,45 @@ fn what_is_private_goes_and_does_not_come_back() {
     );
     lab.exit(s);
     assert_eq!(lab.load(parent, anon), Some(10), "the parent's is its own");
+    lab.done();
+}
+
+/// A fault that is under way when the space is emptied has seen nothing of it: what it maps goes, too.
+#[test]
+fn a_fault_under_way_is_waited_for() {
+    let lab = Lab::with(Config {
+        mischief: 0,
+        cpus: 2,
+        threads: true,
+        ..Config::default()
+    });
+    let s = lab.space();
+    let va = lab.map(s, 0, 2, R | W, ANON);
+    // The zero page.
+    lab.load(s, va);
+    let sim = lab.sim;
+    let reaper = Arc::new(Mutex::new(None));
+    let started = reaper.clone();
+    sim.on_pause(move |at| {
+        if at != Point::CowCopied {
+            return;
+        }
+        let spins = sim.spins(1);
+        let thread = std::thread::spawn(move || {
+            sim.on(1);
+            ops::reap(s, &mut sim.can_wait())
+        });
+        while !thread.is_finished() && sim.spins(1) == spins {
+            std::thread::yield_now();
+        }
+        assert!(!thread.is_finished(), "nobody waited for the fault");
+        *started.lock().unwrap() = Some(thread);
+    });
+    assert_eq!(lab.fault(s, va, Want::Write, true), MINOR);
+    sim.no_pause();
+    let reaper = reaper.lock().unwrap().take().expect("started");
+    assert!(reaper.join().unwrap().is_some());
+    assert_eq!((s.rss_total(), lab.load(s, va)), (0, None));
+    lab.exit(s);
     lab.done();
 }
