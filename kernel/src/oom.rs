@@ -9,11 +9,13 @@
 use alloc::sync::{Arc, Weak};
 
 use linux_raw_sys::general::SIGKILL;
+use mm::phys::Use;
 use mm::{AddressSpace, CanWait, Hw, ops};
 
 use crate::arch::X86;
 use crate::arch::time::now_ns;
 use crate::fs::writeback;
+use crate::memory;
 use crate::sync::IrqLock;
 use crate::task::signal::{self, SigInfo};
 use crate::task::{self, Process, Space};
@@ -21,6 +23,9 @@ use crate::task::{self, Process, Space};
 /// How long a victim may take to leave; and how long others try to empty it where it stands.
 const PATIENCE_NS: u64 = 2_000_000_000;
 const TRIES_NS: u64 = 1_000_000_000;
+
+/// Frames that nobody dies for: several times what is kept for the kernel.
+const ROOM: u64 = 2048;
 
 /// Who was killed last.
 struct Victim {
@@ -54,7 +59,8 @@ pub fn out_of_memory(wait: &mut CanWait<X86>) {
     {
         return;
     }
-    if !is_awaited(wait) {
+    // Others may have made room meanwhile: the last victim may be gone, or just emptied.
+    if !is_awaited(wait) && !has_room() {
         choose();
     }
     if !task::fatal_signal_pending() {
@@ -86,6 +92,12 @@ fn is_awaited(wait: &mut CanWait<X86>) -> bool {
         pages * 4
     );
     true
+}
+
+/// Whether there is more than enough now for whatever a fault may want.
+fn has_room() -> bool {
+    let free = Use::Kernel.zones().iter().map(|&zone| memory::zone(zone).0);
+    free.sum::<u64>() >= ROOM
 }
 
 /// The processes that use a space. Without a lock: the last reference to a space may go here, which waits.

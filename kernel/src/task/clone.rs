@@ -181,6 +181,11 @@ pub fn clone(frame: &mut TrapFrame, a: &CloneArgs) -> SysResult {
         if let Some(fd) = pidfd {
             drop(me.files().remove(fd));
         }
+        if a.flags & (VM | THREAD) == VM
+            && let Some(space) = child.process.space()
+        {
+            space.count_process(false);
+        }
         return Err(e);
     }
     if a.flags & sys::CLONE_PARENT_SETTID as u64 != 0 {
@@ -247,7 +252,7 @@ fn new_process(pid: u32, me: &Thread, a: &CloneArgs, space: &Arc<super::Space>) 
 }
 
 /// Enters the child into the table, the family and the list of threads; or refuses, because its group
-/// is ending.
+/// or the caller's is ending.
 fn publish(me: &Thread, child: &Arc<Thread>, a: &CloneArgs, traced: bool) -> Result<(), Errno> {
     let mut stop =
         traced.then(|| Queued::new(SigInfo::user(signal::SIGSTOP, signal::SI_USER, 0, 0)));
@@ -266,6 +271,10 @@ fn publish(me: &Thread, child: &Arc<Thread>, a: &CloneArgs, traced: bool) -> Res
             // It joins the stop before its first instruction.
             child.set_work(super::WORK_SIGNAL);
         }
+    } else if super::fatal_signal_pending() {
+        // Who kills all that use a space (`oom`) finds the child or has killed us.
+        tasks.release_pid(tid);
+        return Err(Errno::ERESTARTNOINTR);
     } else {
         p.pgid.store(me.process.pgid(), Ordering::Relaxed);
         p.sid.store(me.process.sid(), Ordering::Relaxed);
