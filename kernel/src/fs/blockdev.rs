@@ -190,10 +190,11 @@ pub fn hand_over(disk: &'static dyn Disk) -> Result<(), Errno> {
         && let Some(object) = cache.used()
     {
         let written = object.write_back(&mut can_wait(), 0, u64::MAX);
+        // What is dirty stays there.
+        cache.changed(0..object.size());
         if written == Err(Errno::ENOMEM) {
             return written;
         }
-        cache.changed(0..object.size());
     }
     Ok(())
 }
