@@ -72,6 +72,11 @@ impl Monitor {
         self.says(&format!(
             r#"{{"execute":"device_del","arguments":{{"id":"{id}"}}}}"#
         ))?;
+        self.has_lost(id)
+    }
+
+    /// Waits until the guest has let go of a device.
+    pub(crate) fn has_lost(&mut self, id: &str) -> Verdict {
         let of_it = format!("\"device\": \"{id}\"");
         self.hears(&format!("device_del {id}"), |line| {
             line.contains("\"DEVICE_DELETED\"") && line.contains(&of_it)

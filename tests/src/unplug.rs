@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Where `guest/c/unplug.c` leaves its mark.
 const MARK_AT: u64 = 63 * MB as u64;
 
+/// The button is pressed before the machine begins.
+const EARLY: &str = "early";
+
 /// A machine that has a slot, and whose slots are the ports' own business instead of ACPI's.
 const SLOT: [&str; 6] = [
     "-machine",
@@ -55,6 +58,23 @@ fn take_out(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
     Err("the guest has left no mark".into())
 }
 
+/// Takes the device out of a machine that has not begun, and lets it begin. Ends with the machine.
+fn take_out_first(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
+    while !over.load(Ordering::Relaxed) {
+        let Ok(mut monitor) = Monitor::of(&socket.0) else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        monitor.says(r#"{"execute":"device_del","arguments":{"id":"out"}}"#)?;
+        monitor.says(r#"{"execute":"cont"}"#)?;
+        monitor.has_lost("out")?;
+        let file = File::options().write(true).open(&image.0);
+        let mark = file.and_then(|file| file.write_all_at(b"out\0", MARK_AT + 4096));
+        return mark.map_err(|error| error.to_string());
+    }
+    Err("there is no machine".into())
+}
+
 /// A device is taken out while it is at work.
 fn taken_out(
     what: &[&str],
@@ -70,7 +90,10 @@ fn taken_out(
     let mut words = what.to_vec();
     words.insert(1, "/dev/vda");
     let (outcome, out) = thread::scope(|scope| {
-        let monitor = scope.spawn(|| take_out(&image, &socket, &over));
+        let monitor = scope.spawn(|| match what[0] {
+            EARLY => take_out_first(&image, &socket, &over),
+            _ => take_out(&image, &socket, &over),
+        });
         // Buses are looked at in order: what is in the slot comes last.
         let outcome = exec(find("unplug"), &words, |config| {
             config.kernel = kernel;
@@ -80,6 +103,9 @@ fn taken_out(
             config.qemu_args = SLOT.map(String::from).to_vec();
             config.qemu_args.extend(in_slot(device));
             config.qemu_args.extend(Monitor::words(&socket.0));
+            if what[0] == EARLY {
+                config.qemu_args.push("-S".into());
+            }
             config
                 .qemu_args
                 .extend(Kind::Virtio.disk("other", &raw(&image.0)));
@@ -183,6 +209,16 @@ fn mounted(more: &[&str]) -> Verdict {
 pub fn a_mounted_disk_is_taken_out() -> Verdict {
     mounted(&[])?;
     mounted(&["nameless"])
+}
+
+/// A button that is pressed before anybody hears it: the device goes when the machine has started.
+pub fn a_disk_is_taken_out_before_the_first_program() -> Verdict {
+    for cpus in [1, 4] {
+        let image = Image::new("unplug.early")?;
+        let disk = Kind::Virtio.disk("early", &raw(&image.0));
+        taken_out(&[EARLY, "/dev/vdb"], disk, ".early", cpus, Bus::Plain)?;
+    }
+    Ok(())
 }
 
 /// One that does not answer is stopped first.

@@ -363,7 +363,7 @@ impl Family {
 pub struct Known {
     pub disk: &'static dyn Disk,
     /// Its device is going, or has gone: nobody opens it any more.
-    gone: bool,
+    pub gone: bool,
     pub major: u32,
     pub minor: u32,
     pub landing: &'static Landing,
@@ -429,8 +429,11 @@ pub fn known(major: u32, minor: u32) -> Option<Known> {
 }
 
 /// A device is to go, and does so by `let_go`: nobody finds its disks any more, and they have what was written to them; afterwards they are
-/// empty. Returns what `let_go` does. May sleep.
-pub fn depart(control: &Control, let_go: impl FnOnce() -> bool) -> bool {
+/// empty. Returns what `let_go` does. Of one that keeps its memory, people wait for it with locks that all of this needs: there it does nothing. May sleep.
+pub fn depart(control: &Control, let_go: impl Fn() -> bool) -> bool {
+    if control.is_lost() && !let_go() {
+        return false;
+    }
     let mut leaving = Vec::new();
     for known in DISKS.lock().iter_mut() {
         if ptr::eq(known.disk.control(), control) {
@@ -442,10 +445,12 @@ pub fn depart(control: &Control, let_go: impl FnOnce() -> bool) -> bool {
         devfs::forget(known.disk.name());
         fs::sync_disk(*known);
     }
-    let quiet = let_go();
+    if !let_go() {
+        return false;
+    }
     for known in leaving {
         known.cache.empty();
         crate::info!("{}: has gone", known.disk.name());
     }
-    quiet
+    true
 }

@@ -6,6 +6,8 @@
 //! 3. The power goes off and the indicator, too, with one command: take it. If a driver cannot let go, the indicator is on as before,
 //!    and whoever asked may ask again.
 //!
+//! A button that is pressed while the machine starts has been pressed all the same: its thread begins when all devices have been started.
+//!
 //! Nobody may change his mind after the first press, for which the specification has five seconds: a monitor has no button that one leans on. A
 //! device that is put in waits for the next boot, without power.
 #![forbid(unsafe_code)]
@@ -44,6 +46,8 @@ const NO_POWER: u16 = 1 << 10;
 const PRESSED: u16 = 1 << 0;
 const DONE: u16 = 1 << 4;
 const EVENTS: u16 = 0x11f;
+/// What is read where there is no port.
+const NOBODY: u16 = 0xffff;
 
 /// Nanoseconds that a command may take (6.7.3.2).
 const PATIENCE: u64 = 1_000_000_000;
@@ -98,14 +102,21 @@ fn port(function: Function, at: u8, tells: bool) -> Option<()> {
         Some(msix) => msix.route(function.read16(at + FLAGS) >> MESSAGE_SHIFT & 31, 0, vector)?,
         None => function.msi(0, vector)?,
     }
-    let mut ports = PORTS.lock();
-    let me = ports.len();
-    ports.push(port);
-    drop(ports);
-    spawn_kernel_thread("hotplug", thread, me).ok()?;
-    port.clear(EVENTS);
-    port.command(BUTTON_CALLS | CALLS, BUTTON_CALLS | CALLS);
+    port.clear(EVENTS & !PRESSED);
+    PORTS.lock().push(port);
     Some(())
+}
+
+/// From now on what is in the slots may be taken out: it has been started.
+pub fn listen() {
+    let ports = PORTS.lock().clone();
+    for (me, port) in ports.iter().enumerate() {
+        if spawn_kernel_thread("hotplug", thread, me).is_ok() {
+            port.command(BUTTON_CALLS | CALLS, BUTTON_CALLS | CALLS);
+        } else {
+            crate::warn!("pci {}: there is no memory for its thread", port.function);
+        }
+    }
 }
 
 impl Line for Port {
@@ -125,8 +136,10 @@ impl Port {
         self.function.write16(self.at + STATUS, there);
     }
 
+    /// A port that has been taken out itself, with a switch that it was a part of, says that everything has happened.
     fn is_pressed(&self) -> bool {
-        self.status() & PRESSED != 0
+        let status = self.status();
+        status != NOBODY && status & PRESSED != 0
     }
 
     /// Sets the bits of `mask` to those of `value`, and waits until that has been carried out.

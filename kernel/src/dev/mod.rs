@@ -54,6 +54,8 @@ const KINDS: [Kind; 4] = [
 /// Finds the machine's devices. Once, in thread context, before the first program.
 pub fn init() {
     iommu::start();
+    // A line is shared: nobody but drivers' devices may hold it up. A bridge passes on the lines of what is behind it all the same.
+    pci::each(Function::leave_the_line);
     pci::each(|function| {
         hotplug::start(function);
         for (what, is_one, start) in KINDS {
@@ -69,4 +71,5 @@ pub fn init() {
             }
         }
     });
+    hotplug::listen();
 }

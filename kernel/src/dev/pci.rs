@@ -60,6 +60,10 @@ pub struct Window {
     pub len: u64,
 }
 
+/// Windows of a function, and of a bridge, by its header: there, other registers follow.
+const WINDOWS: u8 = 6;
+const BRIDGE_WINDOWS: u8 = 2;
+const BRIDGE_HEADER: u8 = 1;
 /// A bridge's class: from PCI to PCI.
 const BRIDGE: u32 = 0x0604;
 /// What a bridge is, if it has the `EXPRESS` capability: a root port, a switch's port upwards, one downwards.
@@ -228,14 +232,18 @@ impl Function {
     /// A memory window. `None`: it is none, nobody has placed it, or it is not what a window can be: one that is RAM, for instance. Its
     /// driver does not use it yet: to tell its size it is moved, and so does not answer meanwhile.
     pub fn window(self, window: u8) -> Option<Window> {
-        if window > 5 {
+        let windows = match self.read8(HEADER) & 0x7f {
+            BRIDGE_HEADER => BRIDGE_WINDOWS,
+            _ => WINDOWS,
+        };
+        if window >= windows {
             return None;
         }
         let at = BARS + 4 * window;
         let low = self.read32(at);
         let wide = match low & 7 {
             0 => false,
-            4 if window < 5 => true,
+            4 if window + 1 < windows => true,
             _ => return None,
         };
         let high = if wide { self.read32(at + 4) } else { 0 };
@@ -279,9 +287,14 @@ impl Function {
         Some((window, base))
     }
 
-    /// It may not read or write memory any more.
+    /// It may not read or write memory any more, nor interrupt.
     pub fn leave_the_bus(self) {
-        self.write16(COMMAND, self.read16(COMMAND) & !MASTER);
+        self.write16(COMMAND, self.read16(COMMAND) & !MASTER | NO_LINE);
+    }
+
+    /// It may not use an interrupt line.
+    pub fn leave_the_line(self) {
+        self.write16(COMMAND, self.read16(COMMAND) | NO_LINE);
     }
 
     /// Lets it answer and use the bus; its interrupts are messages from now on.

@@ -77,6 +77,11 @@ impl Control {
         self.fate.load(Ordering::Relaxed)
     }
 
+    /// It should be quiet, and is not.
+    pub fn is_lost(&self) -> bool {
+        self.fate() == LOST
+    }
+
     /// The end of a device, which does what `why` says; whether it is quiet.
     #[cold]
     fn stop(&self, why: &str) -> bool {

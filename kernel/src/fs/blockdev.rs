@@ -13,7 +13,7 @@ use alloc::sync::{Arc, Weak};
 use core::fmt;
 use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use linux_raw_sys::general as sys;
 
 use super::attr::{major, minor};
@@ -133,6 +133,7 @@ pub struct Cache {
     disk: &'static dyn Disk,
     /// As long as the disk is in use.
     object: Spin<Weak<Object>>,
+    emptied: AtomicBool,
     /// Shared by who copies into cached pages, held alone by who drops them because a direct write has come past them: so
     /// nobody copies into a page that has left. Who shares it may be waiting for the disk.
     copies: RwLock<()>,
@@ -143,6 +144,7 @@ impl Cache {
         Cache {
             disk,
             object: Spin::new(Weak::new()),
+            emptied: AtomicBool::new(false),
             copies: RwLock::new(()),
         }
     }
@@ -155,7 +157,12 @@ impl Cache {
             return object;
         }
         *object = Arc::downgrade(&new);
+        drop(object);
         writeback::register(&new);
+        // Who looked for the disk before it went, and comes after.
+        if self.emptied.load(Ordering::SeqCst) {
+            new.set_size(&mut can_wait(), 0);
+        }
         new
     }
 
@@ -165,6 +172,7 @@ impl Cache {
 
     /// There is no disk any more: whoever has it open finds nothing in it, who has it mapped gets SIGBUS.
     pub fn empty(&self) {
+        self.emptied.store(true, Ordering::SeqCst);
         let _copies = self.copies.write();
         if let Some(object) = self.used() {
             object.set_size(&mut can_wait(), 0);
@@ -344,6 +352,10 @@ impl FileOps for Device {
             done
         } else {
             let _copies = self.known.cache.copies.read();
+            // It may have been emptied meanwhile: no write makes it longer.
+            if self.room(buf, *pos) == 0 {
+                return Err(Errno::ENOSPC);
+            }
             self.content
                 .write(buf, pos, false, true)
                 .inspect(|&done| copied(done))

@@ -80,6 +80,9 @@ fn new_root() -> Result<Arc<Dentry>, Errno> {
         let Some(known) = crate::dev::block::disk(n) else {
             break;
         };
+        if known.gone {
+            continue;
+        }
         let mode = Kind::Block.bits() | 0o660;
         let number = makedev(known.major, known.minor);
         root.create(known.disk.name().as_bytes(), mode, number)?;

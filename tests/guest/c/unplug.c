@@ -1,6 +1,7 @@
 // unplug DISK OTHER: DISK is taken out by the host while it has 32 requests, a thread reads it, and pages of its cache are dirty; the host
 // presses the button when it finds a mark on OTHER, which notices nothing, and leaves one there when it has DISK. unplug edu: the same of a device that is at work. Checks itself;
 // the host looks at DISK's image afterwards. unplug ext4 OTHER DISK [nameless]: files on DISK are in use, one that has no name among them. unplug silent OTHER DISK: it does not answer.
+// unplug early OTHER DISK: the button is pressed before the machine begins.
 #include "t.h"
 #include <linux/aio_abi.h>
 #include <pthread.h>
@@ -180,7 +181,9 @@ int main(int argc, char **argv) {
   if (!strcmp(argv[1], "edu")) edu();
   else if (!strcmp(argv[1], "ext4")) files(argc > 4);
   else if (!strcmp(argv[1], "silent")) { d = open(disk, O_RDONLY | O_DIRECT); CHECK(d >= 0); silent(); }
-  else disks();
+  else if (strcmp(argv[1], "early")) disks();
   wait_until_it_is_out();
+  struct stat st;
+  if (argc > 3) CHECK(stat(disk, &st) == -1 && errno == ENOENT);
   say("ok\n");
 }

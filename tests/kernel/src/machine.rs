@@ -195,6 +195,18 @@ ktest!(bad_user_addresses_are_refused, {
     assert!(arch::irqs_on());
 });
 
+// A line is shared: nobody but drivers' devices may hold it up, and here those have messages.
+ktest!(nobody_holds_up_a_line, {
+    let (command, no_line) = (4, 1 << 10);
+    let mut functions = 0;
+    pci::each(|function| {
+        functions += 1;
+        let told = function.read16(command) & no_line != 0;
+        assert!(told, "{function} may");
+    });
+    assert!(functions > 0);
+});
+
 // Numbers of windows come from devices, which may say anything.
 ktest!(windows_that_no_function_has, {
     let mut functions = 0;

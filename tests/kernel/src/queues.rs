@@ -8,12 +8,14 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicUsize, Ordering}
 
 use kernel::SysResult;
 use kernel::arch::{X86, time};
-use kernel::dev::block::{Bounce, Reached, Way};
-use kernel::dev::flight::{Finish, Job, Landing, Request};
+use kernel::dev::block::{self, Bounce, Disk, Family, Memory, Reached, Way, depart};
+use kernel::dev::flight::{self, Finish, Job, Landing, Request};
 use kernel::dev::iommu::Dma;
 use kernel::dev::pci::Registers;
 use kernel::dev::slots::{Control, Parts, Reset, Ring, SLOTS, Slots, let_go};
 use kernel::dev::{Line, nvme, virtio};
+use kernel::fs::attr::{Kind, makedev};
+use kernel::fs::{File, IoBuf, Path, devfs};
 use kernel::ktest;
 use kernel::sync::Once;
 use kernel::task;
@@ -488,4 +490,134 @@ ktest!(a_device_that_forgets_nothing_may_not_go, {
     counted.obeys.store(true, Ordering::SeqCst);
     assert!(let_go(control, &[&device]));
     assert_eq!(device.request(command()), Err(Errno::EIO));
+});
+
+/// A disk that answers when it is let off.
+struct Rock {
+    control: &'static Control,
+    asked: AtomicUsize,
+    off: AtomicBool,
+    call: task::WaitQueue,
+}
+
+impl Rock {
+    fn let_off(&self, off: bool) {
+        self.off.store(off, Ordering::SeqCst);
+        self.call.wake_all();
+    }
+}
+
+impl Disk for Rock {
+    fn name(&self) -> &str {
+        "rock"
+    }
+
+    fn sectors(&self) -> u64 {
+        64
+    }
+
+    fn block(&self) -> u32 {
+        512
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn transfer(&self, _sector: u64, _memory: &Memory<'_>) -> Result<(), Errno> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let waits = || !self.off.load(Ordering::SeqCst);
+        let _ = self
+            .call
+            .wait_while(task::Sleep::Uninterruptible, None, waits);
+        Ok(())
+    }
+
+    fn begin(&'static self, request: Box<Request>) {
+        flight::done(request);
+    }
+
+    fn give_up(&self) {}
+
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn discard(&self, _sector: u64, _sectors: u64) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn control(&self) -> &'static Control {
+        self.control
+    }
+}
+
+/// Who uses it, and what came of that.
+struct User {
+    file: Arc<File>,
+    writes: bool,
+    told: Once<Result<(), Errno>>,
+}
+
+fn use_it(user: usize) {
+    // SAFETY: `who_waits_for_a_rock_keeps_nobody` leaked it.
+    let user = unsafe { &*(user as *const User) };
+    let result = match user.writes {
+        true => user.file.write_at(&mut IoBuf::kernel(b"x"), 0).map(drop),
+        false => user.file.fsync(),
+    };
+    user.told.call_once(|| result);
+}
+
+// Who waits for a device that keeps its memory holds locks of its disk's cache; who takes it out is told at once that it may not go.
+ktest!(who_waits_for_a_rock_keeps_nobody, {
+    let counted: &'static Counted = Box::leak(Box::default());
+    let control = Control::new("a rock", counted);
+    let rock: &'static Rock = Box::leak(Box::new(Rock {
+        control,
+        asked: AtomicUsize::new(0),
+        off: AtomicBool::new(false),
+        call: task::WaitQueue::new(),
+    }));
+    block::add(rock, Family::Extended);
+    let known = (0..).map_while(block::disk).last().unwrap();
+    let number = makedev(known.major, known.minor);
+    let node = devfs::root().unwrap().make(b"rock", |dir| {
+        dir.create(b"rock", Kind::Block.bits() | 0o600, number)
+    });
+    let node = node.unwrap();
+    let path = || Path::unnamed(node.inode().clone(), b"rock", false);
+    let file = File::open(path(), 2).unwrap();
+    let uses = |writes| -> &'static User {
+        let user = Box::leak(Box::new(User {
+            file: file.clone(),
+            writes,
+            told: Once::new(),
+        }));
+        let asked = rock.asked.load(Ordering::SeqCst);
+        task::spawn_kernel_thread("user", use_it, core::ptr::from_ref(user) as usize).unwrap();
+        until("it is asked", || rock.asked.load(Ordering::SeqCst) > asked);
+        user
+    };
+    // A page is read in to be written to a part: no other writer's copy is dropped meanwhile.
+    let writer = uses(true);
+    assert!(!depart(control, || false));
+    rock.let_off(true);
+    until("it is written", || writer.told.is_completed());
+    assert_eq!(writer.told.get(), Some(&Ok(())));
+    // The page is written back: nobody changes the size meanwhile.
+    rock.let_off(false);
+    let syncer = uses(false);
+    let leaves = || let_go::<virtio::Ring>(control, &[]);
+    assert!(!leaves());
+    assert!(!depart(control, leaves));
+    rock.let_off(true);
+    until("it is synced", || syncer.told.is_completed());
+    assert_eq!(syncer.told.get(), Some(&Ok(())));
+    counted.obeys.store(true, Ordering::SeqCst);
+    assert!(depart(control, leaves));
+    assert!(block::known(known.major, known.minor).is_none());
+    let late = file.write_at(&mut IoBuf::kernel(b"x"), 0);
+    assert_eq!(late, Err(Errno::ENOSPC));
+    assert_eq!(File::open(path(), 2).err(), Some(Errno::ENXIO));
 });

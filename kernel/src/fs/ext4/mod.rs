@@ -46,7 +46,7 @@ use super::dentry::Dentry;
 use super::inode::FsStat;
 use super::writeback;
 use crate::arch::X86;
-use crate::dev::block::{Disk, Known, SECTOR};
+use crate::dev::block::{self, Disk, Known, SECTOR};
 use crate::dev::flight::Landing;
 use crate::memory::kspace::LargeStack;
 use crate::memory::{self, Aside, heap};
@@ -100,6 +100,8 @@ pub struct Fs {
     /// The last ones used, the latest last.
     kept: Spin<VecDeque<Arc<Node>>>,
     mounts: AtomicIsize,
+    /// Held by who closes it; the outermost lock.
+    closing: Mutex<()>,
 }
 
 struct Core {
@@ -169,11 +171,16 @@ fn claim(disk: &'static dyn Disk) -> Result<Result<Arc<Fs>, Claim>, Errno> {
             }
         }
         drop(mounted);
-        let _ = DECIDED.wait_while(Sleep::Uninterruptible, None, || {
-            let between = |entry: &InUse| entry.is(disk) && entry.fs.strong_count() == 0;
-            MOUNTED.lock().iter().any(between)
-        });
+        decided(disk);
     }
+}
+
+/// Waits for who is mounting a disk, or unmounting.
+fn decided(disk: &'static dyn Disk) {
+    let _ = DECIDED.wait_while(Sleep::Uninterruptible, None, || {
+        let between = |entry: &InUse| entry.is(disk) && entry.fs.strong_count() == 0;
+        MOUNTED.lock().iter().any(between)
+    });
 }
 
 fn all_mounted() -> Vec<Arc<Fs>> {
@@ -182,7 +189,7 @@ fn all_mounted() -> Vec<Arc<Fs>> {
 }
 
 /// The root of the file system on a disk. `EINVAL`: none that we know; `EUCLEAN`: a broken one; `EIO`, `ENOMEM`; `EBUSY`:
-/// mounted already, the other way; `EACCES`: a read-only disk.
+/// mounted already, the other way; `EACCES`: a read-only disk; `ENXIO`: it is going.
 pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
     if known.disk.read_only() && !read_only {
         return Err(Errno::EACCES);
@@ -193,6 +200,8 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
         Ok(fs) if fs.read_only == read_only => fs,
         Ok(_) => return Err(Errno::EBUSY),
         Err(claim) => {
+            // With the claim: who has the disk go waits for it (`leave`), or has said so already.
+            block::known(known.major, known.minor).ok_or(Errno::ENXIO)?;
             let fs = Fs::new(claim, known, read_only)?;
             for entry in MOUNTED.lock().iter_mut().filter(|m| m.is(known.disk)) {
                 entry.fs = Arc::downgrade(&fs);
@@ -263,6 +272,7 @@ impl Fs {
             nodes: Spin::new(BTreeMap::new()),
             kept: Spin::new(VecDeque::new()),
             mounts: AtomicIsize::new(0),
+            closing: Mutex::new(()),
         }))
     }
 
@@ -548,8 +558,9 @@ impl Fs {
         self.write_times().and(self.commit())
     }
 
-    /// It is written and left clean, and answers `EIO` from then on.
+    /// It is written and left clean, and answers `EIO` from then on. Who closes it, too, waits until that is so.
     fn close(&self) {
+        let _one = self.closing.lock();
         let _ = self.sync();
         let core = self.core.lock().take();
         if let Some(core) = core {
@@ -667,14 +678,21 @@ pub fn shut_down() {
     all_mounted().iter().for_each(|fs| fs.close());
 }
 
-/// The same of what is mounted from one disk, before it goes.
+/// The same of what is mounted from one disk, before it goes; also of what is being mounted or unmounted now.
 pub fn leave(disk: &'static dyn Disk) {
     settle();
-    let on_disk = |fs: &&Arc<Fs>| core::ptr::addr_eq(fs.disk, disk);
-    all_mounted()
-        .iter()
-        .filter(on_disk)
-        .for_each(|fs| fs.close());
+    loop {
+        decided(disk);
+        let mounted = MOUNTED.lock();
+        let entry = mounted.iter().find(|entry| entry.is(disk));
+        let fs = entry.map(|entry| entry.fs.upgrade());
+        drop(mounted);
+        match fs {
+            None => return,
+            Some(Some(fs)) => return fs.close(),
+            Some(None) => {} // its last user has just gone
+        }
+    }
 }
 
 fn start_worker() -> Result<(), Errno> {
