@@ -1355,15 +1355,6 @@ impl World {
             self.after();
         }
         let space = self.enter(c, p);
-        if self.rng.one_in(3) {
-            // Others want its memory before it has left.
-            let page = self.some_page(p);
-            self.warm(p, page, 12);
-            self.enter(c, p);
-            say!(self, "cpu {c} proc {p}: reap");
-            assert!(ops::reap(&space, &mut self.sim.can_wait()).is_some());
-            self.after();
-        }
         say!(self, "cpu {c} proc {p}: exit");
         for other in 0..self.sim.config().cpus {
             self.sim.on(other);
