@@ -106,6 +106,41 @@ fn bug_27_a_copy_that_was_raced() {
     }
 }
 
+/// PFN-6: the same frame, bare when the copy was begun and counted when it would be put in place: another entry, whose count is
+/// not to be lost.
+#[test]
+fn pfn_6_a_frame_that_is_counted_meanwhile() {
+    let lab = Lab::new();
+    let (s, sim, page) = (lab.space(), lab.sim, ring(&lab, 7));
+    let bare = Shown::Frame {
+        pfn: page.pfn(),
+        caching: Caching::Back,
+    };
+    let va = mixed(&lab, s, 1, R | W, PRIVATE, &[bare]);
+    let (runs, counted) = (AtomicU32::new(0), page.clone());
+    let other = move || {
+        sim.on(1);
+        let wait = &mut sim.can_wait();
+        ops::madvise(s, wait, va, P, sys::MADV_DONTNEED).unwrap();
+        let guard = s.mmap_read(wait);
+        let vma = guard.find(va).unwrap();
+        insert_page(s, &guard, vma, va, &counted, 0).unwrap();
+    };
+    sim.on_pause(move |at| {
+        if at == Point::CowCopied && runs.fetch_add(1, SeqCst) == 0 {
+            std::thread::scope(|t| t.spawn(&other).join().unwrap());
+        }
+    });
+    lab.store(s, va, 9);
+    sim.no_pause();
+    assert_eq!((lab.load(s, va), lab.peek(page.pfn())), (Some(9), 7));
+    assert_eq!((s.rss_total(), page.desc().map_count()), (1, 0));
+    lab.exit(s);
+    assert_eq!(page.desc().ref_count(), 1);
+    drop(page);
+    lab.done();
+}
+
 /// PFN-5: a driver takes its memory back from everybody who maps it: bare frames and pages go, and what was copied of them; what
 /// lies before stays.
 #[test]
