@@ -84,6 +84,7 @@ pub struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
+    #[inline]
     fn new(way: Way, frames: Frames<'a>, skip: u64, len: u64) -> Option<Self> {
         let end = skip.checked_add(len)?;
         let pages = end.div_ceil(PAGE_SIZE) - skip / PAGE_SIZE;

@@ -13,8 +13,8 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use core::{mem, ptr};
 use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
 use mm::race::{Point, point};
@@ -85,10 +85,9 @@ impl Request {
         skip: u64,
         len: u64,
         keeper: Keeper,
-    ) -> Option<Box<Self>> {
-        keeper.memory(skip, len)?;
+    ) -> Box<Self> {
         job.parts.fetch_add(1, Ordering::Relaxed);
-        Some(Box::new(Request {
+        Box::new(Request {
             sector,
             skip,
             len,
@@ -98,7 +97,7 @@ impl Request {
             job: job.clone(),
             result: Err(Errno::EIO),
             next: None,
-        }))
+        })
     }
 
     /// A part of `job` that fills `len` bytes of pinned pages, after the first `skip`. `None`: they do not hold that many.
@@ -110,7 +109,9 @@ impl Request {
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        Request::new(landing, job, sector, skip, len, Keeper::Fill(pins))
+        Memory::to_fill(&pins, skip, len)?;
+        let keeper = Keeper::Fill(pins);
+        Some(Request::new(landing, job, sector, skip, len, keeper))
     }
 
     /// The same, to be read by the device.
@@ -122,7 +123,9 @@ impl Request {
         skip: u64,
         len: u64,
     ) -> Option<Box<Request>> {
-        Request::new(landing, job, sector, skip, len, Keeper::Drain(pins))
+        Memory::to_drain(&pins, skip, len)?;
+        let keeper = Keeper::Drain(pins);
+        Some(Request::new(landing, job, sector, skip, len, keeper))
     }
 
     /// A part that moves `len` bytes of the kernel's own.
@@ -133,7 +136,9 @@ impl Request {
         (bounce, way): (Bounce, Way),
         len: u64,
     ) -> Option<Box<Request>> {
-        Request::new(landing, job, sector, 0, len, Keeper::Bounce(bounce, way))
+        let keeper = Keeper::Bounce(bounce, way);
+        keeper.memory(0, len)?;
+        Some(Request::new(landing, job, sector, 0, len, keeper))
     }
 
     /// A part of `job` that uses `len` bytes of memory that is pinned already. `None`: as above, or they lie in two pins.
@@ -145,8 +150,9 @@ impl Request {
         way: Way,
         len: u64,
     ) -> Option<Box<Request>> {
-        let keeper = Keeper::Kept(span.owner.clone(), way);
-        Request::new(landing, job, sector, span.at as u64, len, keeper)
+        let (keeper, skip) = (Keeper::Kept(span.owner.clone(), way), span.at as u64);
+        keeper.memory(skip, len)?;
+        Some(Request::new(landing, job, sector, skip, len, keeper))
     }
 
     /// Lets a device reach the memory, until the end; once. `ENOMEM`, `EIO`.
@@ -185,7 +191,8 @@ impl Request {
     }
 
     /// Lets go of the memory, then tells the job. Where one may sleep.
-    fn end(self) {
+    #[expect(clippy::boxed_local, reason = "by value it would be copied first")]
+    fn end(self: Box<Self>) {
         point(X86, Point::Landed);
         if let Some(dma) = self.lent.filter(|dma| dma.translates()) {
             self.memory().take_back(dma);
@@ -196,7 +203,7 @@ impl Request {
             result,
             len,
             ..
-        } = self;
+        } = *self;
         drop(keeper);
         job.part(result.map(|()| len).inspect(|&len| moved(len as usize)));
     }
@@ -275,37 +282,22 @@ impl Job {
 
 /// Requests in a row, the last first.
 #[derive(Default)]
-pub struct List {
-    head: Option<Box<Request>>,
-    len: usize,
-}
+struct List(Option<Box<Request>>);
 
 impl List {
-    pub const fn new() -> List {
-        List { head: None, len: 0 }
-    }
-
-    pub fn push(&mut self, mut request: Box<Request>) {
-        request.next = self.head.take();
-        self.head = Some(request);
-        self.len += 1;
+    fn push(&mut self, mut request: Box<Request>) {
+        request.next = self.0.take();
+        self.0 = Some(request);
     }
 
     fn pop(&mut self) -> Option<Box<Request>> {
-        let mut request = self.head.take()?;
-        self.head = request.next.take();
-        self.len -= 1;
+        let mut request = self.0.take()?;
+        self.0 = request.next.take();
         Some(request)
     }
 
-    /// The same, if it comes down there.
-    fn pop_of(&mut self, landing: &Landing) -> Option<Box<Request>> {
-        let next = self.head.as_ref()?;
-        ptr::eq(next.landing, landing).then(|| self.pop()).flatten()
-    }
-
     fn reversed(mut self) -> List {
-        let mut list = List::new();
+        let mut list = List(None);
         while let Some(request) = self.pop() {
             list.push(request);
         }
@@ -322,7 +314,7 @@ pub struct Landing {
 impl Default for Landing {
     fn default() -> Landing {
         Landing {
-            done: IrqLock::new(List::new()),
+            done: IrqLock::new(List(None)),
             call: WaitQueue::new(),
         }
     }
@@ -341,25 +333,14 @@ impl Landing {
 /// The device has done with a request, or is quiet. From interrupt handlers, too.
 pub fn done(request: Box<Request>) {
     let landing = request.landing;
-    landing.done.lock().push(request);
-    landing.call.wake_one();
-}
-
-/// The same of several; how many.
-pub fn done_all(landed: List) -> usize {
-    let n = landed.len;
-    let mut landed = landed.reversed();
-    while let Some(first) = landed.pop() {
-        let landing = first.landing;
-        let mut down = landing.done.lock();
-        down.push(first);
-        while let Some(next) = landed.pop_of(landing) {
-            down.push(next);
-        }
-        drop(down);
+    let mut down = landing.done.lock();
+    let first = down.0.is_none();
+    down.push(request);
+    drop(down);
+    // The thread takes all that has come down: whoever was the first wakes it for the others, too.
+    if first {
         landing.call.wake_one();
     }
-    n
 }
 
 /// How often disks look for what is not answered.
@@ -375,7 +356,7 @@ fn thread(n: usize) {
     let landing = known.landing;
     let mut look = now_ns() + LOOK_NS;
     loop {
-        let none = || landing.done.lock().head.is_none();
+        let none = || landing.done.lock().0.is_none();
         let _ = landing
             .call
             .wait_while(Sleep::Uninterruptible, Some(look), none);

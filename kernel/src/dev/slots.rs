@@ -425,13 +425,10 @@ impl<R: Ring> Slots<R> {
 
     /// So many slots have become free.
     fn freed(&self, slots: usize) {
-        if self.control.fate() != ALIVE {
-            self.room.wake_all(); // among them who drains it
-            return;
-        }
-        for _ in 0..slots {
-            self.room.wake_one();
-        }
+        match self.control.fate() {
+            ALIVE => self.room.wake_some(slots),
+            _ => self.room.wake_all(), // among them who drains it
+        };
     }
 
     /// Sleeps until nothing is in flight, or the device has been stopped. It gets no more requests already.
@@ -464,8 +461,7 @@ impl<R: Ring> Slots<R> {
 
 impl<R: Ring> Line for Slots<R> {
     fn interrupt(&self) {
-        let mut landed = flight::List::new();
-        let (mut woken, mut bell) = (0u32, false);
+        let (mut woken, mut landed, mut bell) = (0u32, 0, false);
         let mut inner = self.inner.lock();
         // One that is sane has no more to say than it has slots, and what is put meanwhile; the last look finds nothing.
         let mut looks = SLOTS + 1;
@@ -487,7 +483,10 @@ impl<R: Ring> Line for Slots<R> {
                         bell |= ring;
                         looks += 1;
                     }
-                    Err(request) => landed.push(request),
+                    Err(request) => {
+                        flight::done(request);
+                        landed += 1;
+                    }
                 },
                 State::Idle | State::Done(_) => self.nonsense(slot),
             }
@@ -496,7 +495,7 @@ impl<R: Ring> Line for Slots<R> {
         if bell {
             self.ring.bell();
         }
-        self.freed(flight::done_all(landed));
+        self.freed(landed);
         while woken != 0 {
             self.done[woken.trailing_zeros() as usize].wake_all();
             woken &= woken - 1;

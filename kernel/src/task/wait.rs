@@ -140,7 +140,8 @@ impl WaitQueue {
         }
     }
 
-    fn wake(&self, max: usize) -> usize {
+    /// Wakes the `max` longest waiters; how many were woken.
+    pub fn wake_some(&self, max: usize) -> usize {
         fence(Ordering::SeqCst);
         if self.head.load(Ordering::Relaxed).is_null() {
             return 0;
@@ -166,13 +167,13 @@ impl WaitQueue {
     /// Wakes the longest waiter; how many were woken.
     #[inline]
     pub fn wake_one(&self) -> usize {
-        self.wake(1)
+        self.wake_some(1)
     }
 
     /// Wakes everyone; how many were woken. Callable from interrupt handlers.
     #[inline]
     pub fn wake_all(&self) -> usize {
-        self.wake(usize::MAX)
+        self.wake_some(usize::MAX)
     }
 
     /// Whether somebody waits (a hint).
@@ -241,7 +242,7 @@ impl WaitQueue {
         drop(list);
         if result.is_err() && consumed {
             // A wake-up was spent on us and we leave for another reason: pass it on.
-            self.wake(1);
+            self.wake_some(1);
         }
         result
     }
