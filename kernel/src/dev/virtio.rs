@@ -381,11 +381,7 @@ impl Ring {
                 next,
             };
             // SAFETY: the slot's own page, which nobody else has, nor has the device (`put`); inside it by the line above.
-            unsafe {
-                (direct(slot + TABLE_AT) as *mut Desc)
-                    .add(used)
-                    .write_volatile(desc)
-            };
+            unsafe { (direct(slot + TABLE_AT) as *mut Desc).add(used).write(desc) };
             used += 1;
         };
         put(slot, 16, NEXT);
@@ -398,7 +394,7 @@ impl Ring {
         put(slot + STATUS_AT, 1, WRITES);
         // SAFETY: as above.
         unsafe {
-            (direct(slot) as *mut [u64; 2]).write_volatile(command.header);
+            (direct(slot) as *mut [u64; 2]).write(command.header);
             (direct(slot + STATUS_AT) as *mut u8).write_volatile(UNWRITTEN);
         }
         used
@@ -427,11 +423,7 @@ impl super::slots::Ring for Ring {
             next: 0,
         };
         // SAFETY: the slot's entry of the ring's descriptors, which nobody else has, nor has the device.
-        unsafe {
-            (direct(self.page) as *mut Desc)
-                .add(slot)
-                .write_volatile(table)
-        };
+        unsafe { (direct(self.page) as *mut Desc).add(slot).write(table) };
         let old = ends.put;
         let at = AVAIL + 4 + 2 * u64::from(old % self.entries);
         self.word(at).store(slot as u16, Ordering::Relaxed);
