@@ -137,8 +137,9 @@ impl Context {
         let mut next = self.next.lock();
         let at = at::EVENTS + EVENT * *next as usize;
         let words = [event.0, event.1, event.2 as u64, 0];
-        for (i, word) in words.into_iter().enumerate() {
-            self.region.double(at + 8 * i).store(word, Relaxed);
+        let places: &[_; 4] = self.region.doubles(at);
+        for (place, word) in places.iter().zip(words) {
+            place.store(word, Relaxed);
         }
         *next = (*next + 1) % self.nr;
         self.region.word(at::TAIL).store(*next, Release);
@@ -163,8 +164,8 @@ impl Context {
         let mut n = 0;
         while head != tail && n < most {
             let at = at::EVENTS + EVENT * head as usize;
-            let event: [u64; 4] =
-                core::array::from_fn(|i| self.region.double(at + 8 * i).load(Relaxed));
+            let words: &[_; 4] = self.region.doubles(at);
+            let event = words.each_ref().map(|word| word.load(Relaxed));
             let to = to.checked_add((n * EVENT) as u64);
             put_user(to.ok_or(Errno::EFAULT)?, &event)?;
             head = (head + 1) % self.nr;

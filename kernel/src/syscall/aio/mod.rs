@@ -231,7 +231,8 @@ fn transfer(file: &File, f: &Fields, write: bool, job: &Arc<Job>) -> Result<(), 
     if !allowed {
         return Err(Errno::EBADF);
     }
-    if file.ops().is_dir() {
+    let ops = &**file.ops();
+    if ops.is_dir() {
         return Err(Errno::EINVAL);
     }
     let mut spans;
@@ -247,13 +248,13 @@ fn transfer(file: &File, f: &Fields, write: bool, job: &Arc<Job>) -> Result<(), 
     let sync = write && f.rw_flags & RWF_SYNCED != 0;
     let begun = match sync {
         true => None,
-        false => file.ops().begin(file, &mut buf, pos, write, job),
+        false => ops.begin(file, &mut buf, pos, write, job),
     };
     match begun {
         Some(Ok(_)) => job.begun(),
         Some(Err(e)) => job.over(Err(e)),
         None => {
-            let done = match (file.ops().seekable(), write) {
+            let done = match (ops.seekable(), write) {
                 (true, false) => file.read_at(&mut buf, pos),
                 (true, true) => file.write_at(&mut buf, pos),
                 (false, false) => file.read(&mut buf),

@@ -55,13 +55,14 @@ impl Region {
         unsafe { AtomicU32::from_ptr(self.pages[at / PAGE].ptr().add(at % PAGE).cast()) }
     }
 
-    /// The eight bytes at `at`, a multiple of 8.
+    /// `N` times eight bytes at `at`, a multiple of as many. `N` is a power of two.
     ///
     /// # Panics
     /// Past the end.
-    pub fn double(&self, at: usize) -> &AtomicU64 {
-        assert!(at.is_multiple_of(8));
-        // SAFETY: as in `word`.
-        unsafe { AtomicU64::from_ptr(self.pages[at / PAGE].ptr().add(at % PAGE).cast()) }
+    pub fn doubles<const N: usize>(&self, at: usize) -> &[AtomicU64; N] {
+        const { assert!(N.is_power_of_two() && 8 * N <= PAGE) };
+        assert!(at.is_multiple_of(8 * N));
+        // SAFETY: as in `word`, and they end where the page does or before, of whose size theirs is a part.
+        unsafe { &*self.pages[at / PAGE].ptr().add(at % PAGE).cast() }
     }
 }

@@ -160,7 +160,8 @@ impl Queues {
         let index = self.rings.word(self.array() + 4 * slot).load(Relaxed);
         let sqe = (index < self.sq_entries).then(|| {
             let base = index as usize * SQE;
-            core::array::from_fn(|i| self.sqes.double(base + 8 * i).load(Relaxed))
+            let words: &[_; SQE / 8] = self.sqes.doubles(base);
+            words.each_ref().map(|word| word.load(Relaxed))
         });
         inner.sq_head = head.wrapping_add(1);
         self.rings.word(at::SQ_HEAD).store(inner.sq_head, Release);
@@ -192,9 +193,9 @@ impl Queues {
     fn write(&self, cqe: Cqe) {
         let tail = self.cq_tail.load(Relaxed);
         let at = at::CQES + CQE * (tail & (self.cq_entries - 1)) as usize;
-        self.rings.double(at).store(cqe.user_data, Relaxed);
-        let result = u64::from(cqe.result as u32);
-        self.rings.double(at + 8).store(result, Relaxed);
+        let [user_data, result] = self.rings.doubles(at);
+        user_data.store(cqe.user_data, Relaxed);
+        result.store(u64::from(cqe.result as u32), Relaxed);
         let tail = tail.wrapping_add(1);
         self.rings.word(at::CQ_TAIL).store(tail, Release);
         self.cq_tail.store(tail, SeqCst);
