@@ -369,13 +369,18 @@ impl<'a> IoBuf<'a> {
     }
 
     /// Consumes `len` bytes without touching them.
+    #[inline]
     pub fn skip(&mut self, len: usize) {
         match self.piece {
             Piece::User(s) if len <= s.len => {
                 self.skip_in_piece(len);
                 self.left -= len;
             }
-            _ => _ = self.each(len, |_, _, n| n),
+            _ => self.skip_pieces(len),
         }
+    }
+
+    fn skip_pieces(&mut self, len: usize) {
+        self.each(len, |_, _, n| n);
     }
 }
