@@ -287,29 +287,68 @@ pub fn nvme_requests_that_are_not_answered_are_given_up() -> Verdict {
     lost("aio", NVME)
 }
 
+/// Where a guest leaves its mark: ones.
+const MARK_AT: u64 = 63 * MB as u64;
+
+/// Lets a disk move so many bytes a second (0: all) once the guest has left its mark on another, and some at once. Ends with the guest.
+fn let_go_on(
+    (disk, bytes): (&str, u32),
+    other: &Image,
+    socket: &Gone,
+    over: &AtomicBool,
+) -> Verdict {
+    let file = File::open(&other.0).map_err(|error| error.to_string())?;
+    let mut mark = [0; 8];
+    while !over.load(Ordering::Relaxed) {
+        file.read_exact_at(&mut mark, MARK_AT)
+            .map_err(|error| error.to_string())?;
+        if mark == [1; 8] {
+            let none = ["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
+            let limits: String = none.map(|limit| format!(r#","{limit}":0"#)).concat();
+            let arguments = format!(r#"{{"device":"{disk}","bps":{bytes}{limits}}}"#);
+            let command =
+                format!(r#"{{"execute":"block_set_io_throttle","arguments":{arguments}}}"#);
+            return Monitor::of(&socket.0)?.says(&command).map(drop);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Err("the guest has left no mark".into())
+}
+
 /// A disk that stops answering, with its queue full and more to come: all ends, and another disk does not notice.
 fn silent(kind: Kind) -> Verdict {
     let [first, second] = kind.names();
     let name = first.replace('/', ".");
     let silent = Image::new(&format!("silent{name}"))?;
     let other = Image::new(&format!("silent.other{name}"))?;
-    let outcome = exec(find("aio"), &["silent", first, second], |config| {
-        config.smp = 2;
-        config.cmdline = "disk_timeout=10".into();
-        config.timeout = Some(Duration::from_secs(60));
-        // A page goes at once, what follows it after four seconds, and the rest never.
-        let throttled = format!("{},throttling.bps-total=1000", raw(&silent.0));
-        config.qemu_args = kind.disk("silent", &throttled);
-        if let Some(device) = config.qemu_args.last_mut() {
-            device.push_str(kind.one_queue());
-        }
-        config.qemu_args.extend(kind.disk("other", &raw(&other.0)));
-    })?;
+    let socket = Gone::named(&format!("silent{name}.sock"));
+    let over = AtomicBool::new(false);
+    let (outcome, gone_on) = thread::scope(|scope| {
+        // Then one request of those that wait is over, and the next four minutes later.
+        let monitor = scope.spawn(|| let_go_on(("silent", 1000), &other, &socket, &over));
+        let outcome = exec(find("aio"), &["silent", first, second], |config| {
+            config.smp = 2;
+            config.cmdline = "disk_timeout=20".into();
+            config.timeout = Some(Duration::from_secs(90));
+            // A page goes at once, and what follows it not while the disk is waited for.
+            let throttled = format!("{},throttling.bps-total=100", raw(&silent.0));
+            config.qemu_args = kind.disk("silent", &throttled);
+            if let Some(device) = config.qemu_args.last_mut() {
+                device.push_str(kind.one_queue());
+            }
+            config.qemu_args.extend(kind.disk("other", &raw(&other.0)));
+            config.qemu_args.extend(Monitor::words(&socket.0));
+        });
+        over.store(true, Ordering::Relaxed);
+        (outcome, monitor.join().expect("no panic"))
+    });
+    let outcome = outcome?;
     let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
     let told = outcome
         .log
         .contains("a device that does not answer is stopped");
-    ensure(fine && told, "not as it should", &outcome)
+    ensure(fine && told, "not as it should", &outcome)?;
+    ensure(gone_on.is_ok(), "the disk does not go on", &outcome)
 }
 
 pub fn a_disk_falls_silent_while_all_wait_for_it() -> Verdict {
@@ -320,29 +359,6 @@ pub fn an_nvme_disk_falls_silent_while_all_wait_for_it() -> Verdict {
     silent(NVME)
 }
 
-/// Where a guest leaves its mark: ones.
-const MARK_AT: u64 = 63 * MB as u64;
-
-/// Lets the disk `slow` go on once the guest has left its mark. Ends with the guest.
-fn let_go_on(fast: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
-    let file = File::open(&fast.0).map_err(|error| error.to_string())?;
-    let mut mark = [0; 8];
-    while !over.load(Ordering::Relaxed) {
-        file.read_exact_at(&mut mark, MARK_AT)
-            .map_err(|error| error.to_string())?;
-        if mark == [1; 8] {
-            let all = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
-            let limits: String = all.map(|limit| format!(r#","{limit}":0"#)).concat();
-            let arguments = format!(r#"{{"device":"slow"{limits}}}"#);
-            let command =
-                format!(r#"{{"execute":"block_set_io_throttle","arguments":{arguments}}}"#);
-            return Monitor::of(&socket.0)?.says(&command).map(drop);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Err("the guest has left no mark".into())
-}
-
 /// A machine with little memory and two disks. The second gives what is read first, and the rest when the guest has left a mark on
 /// the first.
 fn held_back(program: &str, what: &str) -> Result<Outcome, String> {
@@ -351,7 +367,7 @@ fn held_back(program: &str, what: &str) -> Result<Outcome, String> {
     let socket = Gone::named(&format!("{program}.{what}.sock"));
     let over = AtomicBool::new(false);
     let (outcome, gone_on) = thread::scope(|scope| {
-        let monitor = scope.spawn(|| let_go_on(&fast, &socket, &over));
+        let monitor = scope.spawn(|| let_go_on(("slow", 0), &fast, &socket, &over));
         let outcome = exec(find(program), &[what, "/dev/vda", "/dev/vdb"], |config| {
             config.smp = 2;
             config.mem = "96M".into();

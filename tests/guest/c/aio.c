@@ -285,11 +285,11 @@ static void lost(const char *disk, const char *other) {
   begin(c, o, p, PG, 0); finish(c, p, PG, 0);
   say("ok\n");
 }
-// The disk answers two writes, then nothing. One thread has filled its queue and waits for room; a write to the disk's cache waits, too,
-// for the page that it needs: what ends meanwhile must not wait for that one, nor must the other disk.
+// The disk answers a write, one more when the host finds a mark on the other, then nothing. One thread has filled its queue and waits for
+// room; a write to the disk's cache waits, too, for the page that it needs, and what has ended waits for that one: the other disk must not.
 #define MANY 40
 static const char *names[2];
-static _Atomic int written;
+static _Atomic int written, begun;
 static void *filler(void *p) {
   aio_context_t c = 0;
   int fd = open(names[0], O_RDWR | O_DIRECT);
@@ -297,6 +297,7 @@ static void *filler(void *p) {
   for (int i = 0; i < MANY; i++) {
     struct iocb b = iocb(IOCB_CMD_PWRITE, fd, p, (i ? 64 : 1) * PG, i * MB), *l = &b;
     CHECK(submit(c, 1, &l) == 1);
+    begun++;
   }
   struct io_event e[MANY];
   int good = 0;
@@ -312,8 +313,13 @@ static void *bystander(void *p) {
   aio_context_t c = 0;
   int fd = open(names[1], O_RDWR | O_DIRECT), buffered = open(names[1], O_RDWR);
   CHECK(fd >= 0 && buffered >= 0 && !setup(64, &c));
-  // The second write is over, and its slot is another's; but its pins are held by who ends it.
-  while (pins_held() < 34 * 64 && !written) sched_yield();
+  // Who writes to the cache has its lock. Then a write is over: its slot is another's.
+  while (task_state(getpid()) != 'D') sched_yield();
+  int before = begun;
+  char *ones = anon(PG);
+  memset(ones, 1, PG);
+  CHECK(pwrite(fd, ones, PG, 63 * MB) == (long)PG);
+  while (begun == before && !written) sched_yield();
   CHECK(result(c, iocb(IOCB_CMD_PWRITE, fd, p, PG, MB)) == (long)PG);
   CHECK(pwrite(buffered, "x", 1, 2 * MB) == 1 && !fsync(buffered) && !written);
   return 0;
