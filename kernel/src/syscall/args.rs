@@ -160,6 +160,16 @@ pub fn deadline(addr: u64) -> Result<Option<u64>, Errno> {
     )))
 }
 
+/// The same of calls that take any numbers; less than no time is over at once.
+pub fn any_deadline(addr: u64) -> Result<Option<u64>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let t: UserTime = get_user(addr)?;
+    let ns = t.sec.saturating_mul(1_000_000_000).saturating_add(t.nsec);
+    Ok(Some(deadline_in(ns.max(0) as u64)))
+}
+
 /// `ns` from now.
 pub fn deadline_in(ns: u64) -> u64 {
     crate::arch::time::now_ns().saturating_add(ns)

@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use linux_raw_sys::general as sys;
 
 use super::Handler;
-use super::args::{self, MAX_RW, check_range, deadline_in, offset};
+use super::args::{self, MAX_RW, any_deadline, check_range, offset};
 use super::file::{RWF_SYNCED, vector_flags};
 use super::poll::with_mask;
 use crate::SysResult;
@@ -276,27 +276,17 @@ fn cancel(f: &mut TrapFrame) -> SysResult {
 }
 
 fn getevents(f: &mut TrapFrame) -> SysResult {
-    let deadline = deadline(f.arg(4))?;
+    let deadline = any_deadline(f.arg(4))?;
     events(f, deadline)
 }
 
 fn pgetevents(f: &mut TrapFrame) -> SysResult {
-    let deadline = deadline(f.arg(4))?;
+    let deadline = any_deadline(f.arg(4))?;
     let [mask, size]: [u64; 2] = match f.arg(5) {
         0 => [0; 2],
         at => get_user(at)?,
     };
     with_mask(mask, size, || events(f, deadline))
-}
-
-/// Linux looks at the sign only.
-fn deadline(at: u64) -> Result<Option<u64>, Errno> {
-    if at == 0 {
-        return Ok(None);
-    }
-    let [sec, nsec]: [i64; 2] = get_user(at)?;
-    let ns = sec.saturating_mul(1_000_000_000).saturating_add(nsec);
-    Ok(Some(deadline_in(ns.max(0) as u64)))
 }
 
 fn events(f: &TrapFrame, deadline: Option<u64>) -> SysResult {

@@ -29,7 +29,7 @@ use linux_raw_sys::general::{__NR_io_uring_enter, __NR_io_uring_register, __NR_i
 use linux_raw_sys::io_uring as sys;
 
 use super::Handler;
-use super::args::{deadline_in, file};
+use super::args::{any_deadline, file};
 use super::poll::with_mask;
 use crate::SysResult;
 use crate::arch::TrapFrame;
@@ -168,19 +168,9 @@ fn wait(f: &TrapFrame, ring: &Ring, least: u32, flags: u32) -> SysResult {
             return Err(Errno::EINVAL);
         }
         (mask, size) = (sigmask, words & u64::from(u32::MAX));
-        deadline = patience(time)?;
+        deadline = any_deadline(time)?;
     }
     with_mask(mask, size, || ring.wait(least, deadline).map(|()| 0))
-}
-
-/// When a wait is over that may take as long as the time at `addr`, which may have any numbers; `None`, a null pointer, is never.
-fn patience(addr: u64) -> Result<Option<u64>, Errno> {
-    if addr == 0 {
-        return Ok(None);
-    }
-    let [sec, nsec]: [i64; 2] = get_user(addr)?;
-    let ns = sec.saturating_mul(1_000_000_000).saturating_add(nsec);
-    Ok(Some(deadline_in(ns.max(0) as u64)))
 }
 
 fn register(f: &mut TrapFrame) -> SysResult {
