@@ -8,11 +8,11 @@
 //! the ring, makes it readable to poll for whom the addresses belong to, and sets `IORING_SQ_TASKRUN`; he who enters the kernel
 //! for the ring next and has that address space runs it. A request stays called until it is attempted again, so nobody takes
 //! the call from him whom it is for: other processes may have the ring, too.
-//! What a file can do by itself (`FileOps::begin`: a disk that was opened with O_DIRECT) is begun at submission, and its
-//! completion is posted when the device has done it, by the disk's thread; the file and the queues last until then, the ring
-//! and the program need not.
-//! There are no worker threads: other files of disks are waited for, and a program that only looks at the completion queue, and never at that flag (liburing
-//! does), does not see parked requests end.
+//! What a file can do by itself (`FileOps::begin`: a disk, or a file on one, that was opened with O_DIRECT) is begun at submission,
+//! and its completion is posted when the device has done it, by the disk's thread; the file and the queues last until then, the
+//! ring and the program need not.
+//! There are no worker threads: a disk is waited for otherwise, and a program that only looks at the completion queue, and never at
+//! that flag (liburing does), does not see parked requests end.
 //!
 //! No lock is held while a request runs: who cancels it meanwhile hears EALREADY, and it is not parked again.
 
