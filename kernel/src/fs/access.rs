@@ -18,7 +18,7 @@ const CAP_CHOWN: u32 = 0;
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_DAC_READ_SEARCH: u32 = 2;
 const CAP_FOWNER: u32 = 3;
-const S_ISVTX: u32 = 0o1000;
+pub const S_ISVTX: u32 = 0o1000;
 
 /// Whether the caller passes every directory and file: asked once, before a walk.
 pub fn overrides() -> bool {

@@ -32,7 +32,6 @@ pub const CALLS: &[(u32, Handler)] = &[
 /// Bytes of a name, and of a value.
 const NAME_MAX: usize = 255;
 const SIZE_MAX: u64 = 65536;
-const S_ISVTX: u32 = 0o1000;
 
 fn by_path(f: &TrapFrame) -> Result<Path, Errno> {
     names::resolve(sys::AT_FDCWD, &path(f.arg(0))?, true, false)
@@ -56,7 +55,6 @@ fn name(at: u64) -> Result<Vec<u8>, Errno> {
 
 /// Whether the caller may do that (`access::READ`, `WRITE`) with the attribute.
 fn may(at: &Path, name: &[u8], want: u32) -> Result<(), Errno> {
-    let attr = at.inode().attr();
     let refused = match want {
         access::READ => Errno::ENODATA,
         _ => Errno::EPERM,
@@ -71,14 +69,12 @@ fn may(at: &Path, name: &[u8], want: u32) -> Result<(), Errno> {
     if name.starts_with(b"trusted.") {
         return admin.then_some(()).ok_or(refused);
     }
+    let attr = at.inode().attr();
     if name.starts_with(b"user.") {
-        match Kind::of_mode(attr.mode) {
-            Some(Kind::Regular) => {}
-            Some(Kind::Directory) => {
-                if want != access::READ && attr.mode & S_ISVTX != 0 {
-                    access::owner(&attr)?;
-                }
-            }
+        match at.inode().kind() {
+            Kind::Regular => {}
+            Kind::Directory if want == access::READ || attr.mode & access::S_ISVTX == 0 => {}
+            Kind::Directory => access::owner(&attr)?,
             _ => return Err(refused),
         }
     }
