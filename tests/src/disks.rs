@@ -2,7 +2,7 @@
 
 use crate::console::Console;
 use crate::iommu::Bus;
-use crate::machines::{Verdict, ensure, exec, find, frames};
+use crate::machines::{Verdict, ensure, exec, find, frames_are_back, says_ok};
 use crate::monitor::{Gone, Monitor};
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
@@ -125,12 +125,9 @@ pub(crate) fn disks(kind: Kind, cpus: u32, bus: Bus) -> Verdict {
         config.qemu_args.extend(kind.disk("slow", &throttled));
         bus.add(config);
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
     bus.check(&outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    frames_are_back(&outcome, 0)?;
     let bytes = fs::read(&image.0).map_err(|error| error.to_string())?;
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
     let text = b"written in the middle of a block\0";
@@ -243,6 +240,14 @@ pub fn a_disk_uses_what_it_can_do() -> Verdict {
     console.end()
 }
 
+/// A device is given up.
+pub(crate) fn is_stopped(outcome: &Outcome) -> Verdict {
+    let told = outcome
+        .log
+        .contains("a device that does not answer is stopped");
+    ensure(told, "nobody said so", outcome)
+}
+
 /// Requests that are not answered in time fail, and so does that disk from then on; nothing stays pinned.
 fn lost(program: &str, kind: Kind) -> Verdict {
     let [first, second] = kind.names();
@@ -256,14 +261,9 @@ fn lost(program: &str, kind: Kind) -> Verdict {
         let other = format!("{},readonly=on", raw(&image.0));
         config.qemu_args.extend(kind.disk("other", &other));
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    let told = outcome
-        .log
-        .contains("a device that does not answer is stopped");
-    ensure(fine && told, "not as it should", &outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+    says_ok(&outcome)?;
+    is_stopped(&outcome)?;
+    frames_are_back(&outcome, 0)
 }
 
 pub fn a_disk_that_does_not_answer_is_given_up() -> Verdict {
@@ -343,11 +343,8 @@ fn silent(kind: Kind) -> Verdict {
         (outcome, monitor.join().expect("no panic"))
     });
     let outcome = outcome?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    let told = outcome
-        .log
-        .contains("a device that does not answer is stopped");
-    ensure(fine && told, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
+    is_stopped(&outcome)?;
     ensure(gone_on.is_ok(), "the disk does not go on", &outcome)
 }
 
@@ -390,8 +387,7 @@ fn held_back(program: &str, what: &str) -> Result<Outcome, String> {
 /// Requests that end only after somebody else's page fault gather until memory is short, and not longer.
 pub fn requests_that_gather_leave_memory() -> Verdict {
     let outcome = held_back("aio", "gather")?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)
+    says_ok(&outcome)
 }
 
 /// Who must die so that there is memory waits for who needs it.
@@ -424,12 +420,9 @@ pub(crate) fn requests(program: &str, kind: Kind, cpus: u32, bus: Bus) -> Verdic
         }
         bus.add(config);
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
     bus.check(&outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    frames_are_back(&outcome, 0)?;
     // Four threads wrote 64 KiB each, 40 times: address and generation.
     let bytes = fs::read(&image.0).map_err(|error| error.to_string())?;
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
@@ -496,8 +489,7 @@ fn copied(kind: Kind) -> Verdict {
         config.qemu_args = kind.disk("from", &format!("{},readonly=on", raw(&from.0)));
         config.qemu_args.extend(kind.disk("to", &raw(&to.0)));
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
     let [from, to] = [from, to].map(|image| fs::read(&image.0).unwrap_or_default());
     ensure(
         from.len() == SIZE && from == to,
@@ -566,8 +558,7 @@ fn with_a_bad_block(program: &str, kind: Kind) -> Verdict {
             device.push_str(",request-merging=off");
         }
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)
+    says_ok(&outcome)
 }
 
 /// A disk is read through its page cache, by calls and by mappings, while it is written.
@@ -583,11 +574,8 @@ fn cached(cpus: u32, words: &[&str], memory: Option<&str>) -> Verdict {
         }
         config.qemu_args = Kind::Virtio.disk("cached", &raw(&image.0));
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+    says_ok(&outcome)?;
+    frames_are_back(&outcome, 0)
 }
 
 pub fn a_disk_is_mapped_on_one_cpu() -> Verdict {
@@ -616,8 +604,7 @@ pub fn a_store_after_the_cleaning_is_written() -> Verdict {
         config.smp = 4;
         config.qemu_args = Kind::Virtio.disk("cached", &raw(&image.0));
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)
+    says_ok(&outcome)
 }
 
 /// QEMU's words for the teaching device; its addresses have as many bits as there are.
@@ -646,8 +633,7 @@ pub fn an_edu_that_does_not_answer_keeps_its_memory() -> Verdict {
 
 pub(crate) fn edu_says_ok(args: &[&str], words: &str, bus: Bus) -> Verdict {
     let outcome = edu(build::kernel()?, args, words, bus)?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)
+    says_ok(&outcome)
 }
 
 /// The same sees BUG-5.
@@ -663,11 +649,8 @@ fn devmem(args: &[&str], change: impl FnOnce(&mut Config)) -> Verdict {
         config.qemu_args = EDU.map(String::from).to_vec();
         change(config);
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)
+    says_ok(&outcome)?;
+    frames_are_back(&outcome, 0)
 }
 
 /// /dev/mem shows devices and no RAM; also where RAM lies behind them.
@@ -696,11 +679,8 @@ fn bare(words: &[&str]) -> Result<(Outcome, usize), String> {
         let zeroes = "driver=null-co,size=1M,read-zeroes=on";
         config.qemu_args.extend(Kind::Virtio.disk("zeroes", zeroes));
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    says_ok(&outcome)?;
+    frames_are_back(&outcome, 0)?;
     let told = outcome.log.matches("bad page table entry").count();
     Ok((outcome, told))
 }

@@ -1,7 +1,7 @@
 //! Files on disks: images that the host makes and checks, and a guest that works on them.
 
 use crate::disks::{Image, Kind, NVME, raw};
-use crate::machines::{Test, Verdict, ensure, exec, find, frames, tests};
+use crate::machines::{Test, Verdict, ensure, exec, find, frames_are_back, says_ok, tests};
 use crate::plug::what_fsync_promised_survives_a_power_cut;
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
@@ -172,12 +172,9 @@ fn run_on(
     })?;
     let fine = outcome.status == 0 && outcome.stdout.ends_with(b"ok\n");
     ensure(fine, "not as it should", &outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
     // The stack of a mount is kept for the next one; so is the worker's. And the heap keeps frames that have a few small
     // objects left in them: some tens of them, after ten mounts as after one.
-    let stacks = 128 + 32 * images.len() as i64;
-    let kept = start.saturating_sub(end) as i64 - stacks;
-    ensure(kept <= runner::KEPT, "frames are missing", &outcome)?;
+    frames_are_back(&outcome, 128 + 32 * images.len() as i64)?;
     Ok(outcome)
 }
 
@@ -223,8 +220,7 @@ fn calls_say_what_they_say_on_linux() -> Verdict {
             config.smp = cpus;
             config.qemu_args = Kind::Virtio.disk("calls", &raw(&image.0));
         })?;
-        let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-        ensure(fine, "not as it should", &outcome)?;
+        says_ok(&outcome)?;
         tool("e2fsck", &["-fn", &image.0.to_string_lossy()])?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Machines with an IOMMU: what works without one works, and what a device was not given it does not reach.
 
 use crate::disks::{EDU, Image, Kind, NVME, disks, edu_says_ok, raw, requests};
-use crate::machines::{Verdict, ensure, exec, find};
+use crate::machines::{Verdict, ensure, exec, find, says_ok};
 use crate::{diff, ktests};
 use launcher::{Config, Outcome};
 
@@ -113,8 +113,7 @@ fn stray(args: &[&str], cpus: u32, bus: Bus) -> Result<Outcome, String> {
         config.qemu_args = EDU.map(String::from).to_vec();
         bus.add(config);
     })?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
     Ok(outcome)
 }
 

@@ -215,6 +215,19 @@ pub(crate) fn ensure(holds: bool, what: &str, outcome: &Outcome) -> Verdict {
     }
 }
 
+/// A program that checks itself has found nothing.
+pub(crate) fn says_ok(outcome: &Outcome) -> Verdict {
+    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
+    ensure(fine, "not as it should", outcome)
+}
+
+/// As many frames are free in the end as there were, but for `more` and those that the kernel may keep.
+pub(crate) fn frames_are_back(outcome: &Outcome, more: i64) -> Verdict {
+    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
+    let kept = start.saturating_sub(end) as i64 - more;
+    ensure(kept <= runner::KEPT, "frames are missing", outcome)
+}
+
 fn memory_runs_out() -> Verdict {
     let outcome = exec(find("oom"), &[], |config| config.mem = "192M".into())?;
     let hogs = "hog: killed 1 by 9\nmodest: exit 5\n".repeat(3);
@@ -279,7 +292,7 @@ fn long_storm(cpus: u32) -> Verdict {
 }
 
 /// Free frames before the first program and after the last, if the kernel was asked to count (`leakcheck`).
-pub(crate) fn frames(log: &str) -> Option<(u64, u64)> {
+fn frames(log: &str) -> Option<(u64, u64)> {
     let (_, counts) = log.split_once("frames: start ")?;
     let mut words = counts.split_whitespace();
     let start = words.next()?.parse().ok()?;

@@ -1,9 +1,9 @@
 //! Devices that are taken out of a machine that runs: from a slot of a PCI Express port, by QEMU's monitor, when the guest lets go of them.
 
-use crate::disks::{EDU, Image, Kind, MB, NVME, SIZE, pattern, raw};
+use crate::disks::{EDU, Image, Kind, MB, NVME, SIZE, is_stopped, pattern, raw};
 use crate::ext4::{tool, volume};
 use crate::iommu::{Bus, GUARDED};
-use crate::machines::{Verdict, ensure, exec, find, frames};
+use crate::machines::{Verdict, exec, find, frames_are_back, says_ok};
 use crate::monitor::{Gone, Monitor};
 use crate::runner;
 use launcher::Outcome;
@@ -115,18 +115,11 @@ fn taken_out(
         (outcome, monitor.join().expect("no panic"))
     });
     let outcome = outcome?;
-    let fine = outcome.status == 0 && outcome.stdout == b"ok\n";
-    ensure(fine, "not as it should", &outcome)?;
+    says_ok(&outcome)?;
     out?;
     bus.check(&outcome)?;
-    let (start, end) = frames(&outcome.log).ok_or("nobody counted frames")?;
-    let kept = start.saturating_sub(end) as i64;
     let stacks = if what[0] == "ext4" { 160 } else { 0 }; // of the mount and its thread
-    ensure(
-        kept - stacks <= runner::KEPT,
-        "frames are missing",
-        &outcome,
-    )?;
+    frames_are_back(&outcome, stacks)?;
     Ok(outcome)
 }
 
@@ -227,8 +220,5 @@ pub fn a_silent_disk_is_taken_out() -> Verdict {
     let silent = format!("{},readonly=on,throttling.bps-total=1000", raw(&image.0));
     let disk = Kind::Virtio.disk("silent", &silent);
     let outcome = taken_out(&["silent", "/dev/vdb"], disk, ".silent", 2, Bus::Plain)?;
-    let told = outcome
-        .log
-        .contains("a device that does not answer is stopped");
-    ensure(told, "nobody said so", &outcome)
+    is_stopped(&outcome)
 }
