@@ -19,10 +19,9 @@
       _exit(1);                                                               \
     }                                                                         \
   } while (0)
-static int race_try(const char *verb, const char *point);
 static void release_all(void) {
   static const char *points[] = {"fast.read", "slow.start", "slow.faulted", "fork.share"};
-  for (size_t i = 0; i < sizeof points / sizeof *points; i++) race_try("release", points[i]);
+  for (size_t i = 0; i < sizeof points / sizeof *points; i++) race("release", points[i]);
 }
 
 // --- /sys/kernel/debug/gup_test, whose pins play the device ----------------------------------------
@@ -72,26 +71,8 @@ static uint64_t walk(unsigned long how, uint64_t at, uint64_t len, uint32_t flag
 }
 
 // --- the script ------------------------------------------------------------------------------------
-static int race_try(const char *verb, const char *point) {
-  char b[64];
-  int fd = open("/sys/kernel/race", O_WRONLY), n = snprintf(b, sizeof b, "%s %s", verb, point);
-  int done = write(fd, b, n) == n;
-  close(fd);
-  return done;
-}
-static void arm(const char *point) { CHECK(race_try("arm", point)); }
-static void release(const char *point) { CHECK(race_try("release", point)); }
-static int stands(const char *point) {
-  char b[1024], want[64];
-  int fd = open("/sys/kernel/race", O_RDONLY);
-  CHECK(fd >= 0);
-  int n = read(fd, b, sizeof b - 1);
-  CHECK(n > 0);
-  b[n] = 0;
-  close(fd);
-  snprintf(want, sizeof want, "%s stands\n", point);
-  return strstr(b, want) != 0;
-}
+static void arm(const char *point) { CHECK(race("arm", point)); }
+static void release(const char *point) { CHECK(race("release", point)); }
 // Waits until the other thread stands at the point; it must not come through.
 static void await(const char *point, atomic_int *through) {
   while (!stands(point)) {

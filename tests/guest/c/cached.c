@@ -198,22 +198,8 @@ static void races(void) {
 }
 
 // A store after the cleaning of its page and before the write: the CPU that stores has forgotten that it may, so the page is marked
-// again, and stores that follow are written, too (rmap/clean.rs). The test kernel's /sys/kernel/race makes fsync stand between.
-static int race(const char *verb) {
-  char b[64];
-  int r = open("/sys/kernel/race", O_RDWR), n = snprintf(b, sizeof b, "%s writeback.cleaned", verb);
-  CHECK(r >= 0);
-  int done = write(r, b, n) == n;
-  CHECK(!close(r));
-  return done;
-}
-static int stands(void) {
-  char b[1024];
-  int r = open("/sys/kernel/race", O_RDONLY), n = read(r, b, sizeof b - 1);
-  CHECK(n > 0 && !close(r));
-  b[n] = 0;
-  return strstr(b, "writeback.cleaned stands\n") != 0;
-}
+// again, and stores that follow are written, too (rmap/clean.rs). fsync is made to stand between.
+#define CLEANED "writeback.cleaned"
 static atomic_int stood, through;
 static void *syncs(void *a) {
   // The thread `writeback` may have been faster.
@@ -231,12 +217,12 @@ static void stale(void) {
     pthread_t t;
     s[0] = i;
     atomic_store(&stood, 0), atomic_store(&through, 0);
-    CHECK(race("arm") && !pthread_create(&t, 0, syncs, &d));
+    CHECK(race("arm", CLEANED) && !pthread_create(&t, 0, syncs, &d));
     // Our TLB has the entry until somebody takes it away.
-    while (s[1] = i, !stands()) CHECK(atomic_load(&through) < 1000);
+    while (s[1] = i, !stands(CLEANED)) CHECK(atomic_load(&through) < 1000);
     atomic_store(&stood, 1);
     s[2] = i;
-    CHECK(race("release") && !pthread_join(t, 0));
+    CHECK(race("release", CLEANED) && !pthread_join(t, 0));
     s[3] = i;
     CHECK(pread(o, b, PG, 52 * MB) == (ssize_t)PG);
     CHECK(b[0] == i && b[1] == i && b[2] == i && b[3] == i);

@@ -242,38 +242,29 @@ static void readonly(void) {
   CHECK(mount("/dev/zero", "/tmp", "ext4", 0, "") == -1 && errno == ENOTBLK && mount("/dev/none", "/tmp", "ext4", 0, "") == -1 && errno == ENOENT);
 }
 
-// Between the last user of a file system and the thread that unmounts it: who mounts the disk again waits. The test kernel's
-// /sys/kernel/race makes umount stand there.
-static int race(const char *verb) {
-  char b[64];
-  int r = open("/sys/kernel/race", O_WRONLY), n = snprintf(b, sizeof b, "%s unmount.last", verb);
-  CHECK(r >= 0);
-  int done = write(r, b, n) == n;
-  CHECK(!close(r));
-  return done;
-}
-static int stands(void) { return strstr(get("/sys/kernel/race"), "unmount.last stands\n") != 0; }
+// Between the last user of a file system and the thread that unmounts it, where umount is made to stand: who mounts the disk again
+// waits.
+#define LAST "unmount.last"
 static void twice(void) {
-  char name[40], stat[40], state = 0, *b = anon(PG);
+  char name[40], state = 0, *b = anon(PG);
   int st, raw = open(disk, O_RDONLY | O_DIRECT);
   CHECK(raw >= 0);
   for (int i = 0; i < 10; i++) {
     snprintf(name, sizeof name, M "round%d", i);
     put(name, "of the first mount");
-    CHECK(race("arm"));
+    CHECK(race("arm", LAST));
     pid_t first = fork();
     if (!first) _exit(umount("/mnt") != 0);
-    while (!stands()) CHECK(!waitpid(first, &st, WNOHANG));
+    while (!stands(LAST)) CHECK(!waitpid(first, &st, WNOHANG));
     pid_t second = fork();
     if (!second) _exit(mount(disk, "/mnt", "ext4", 0, "") != 0);
-    snprintf(stat, sizeof stat, "/proc/%d/stat", second);
     // It sleeps, and has not come further when we have read more of the disk than a mount does.
     int waits = 1;
     for (int reads = 0; waits && (reads < 500 || state != 'D'); reads++) {
       waits = pread(raw, b, PG, reads % 500 * PG) == (ssize_t)PG && !waitpid(second, &st, WNOHANG);
-      state = strrchr(get(stat), ')')[2];
+      state = task_state(second);
     }
-    CHECK(race("release") && waits && waitpid(first, &st, 0) == first && !st && waitpid(second, &st, 0) == second && !st);
+    CHECK(race("release", LAST) && waits && waitpid(first, &st, 0) == first && !st && waitpid(second, &st, 0) == second && !st);
     CHECK(!strcmp(get(name), "of the first mount"));
     put(name, "of the second");
     again();

@@ -262,30 +262,8 @@ static void slow(int ring) {
   close_way(&w);
 }
 
-// The test kernel's: a request that has landed stands before it ends.
-static int race(const char *verb) {
-  char b[64];
-  int r = open("/sys/kernel/race", O_RDWR), n = snprintf(b, sizeof b, "%s flight.landed", verb);
-  CHECK(r >= 0);
-  int done = write(r, b, n) == n;
-  CHECK(!close(r));
-  return done;
-}
-static int stands(void) {
-  char b[1024];
-  int r = open("/sys/kernel/race", O_RDONLY), n = read(r, b, sizeof b - 1);
-  CHECK(n > 0 && !close(r));
-  b[n] = 0;
-  return strstr(b, "flight.landed stands\n") != 0;
-}
-static int sleeps(pid_t child) {
-  char name[40], b[400];
-  snprintf(name, sizeof name, "/proc/%d/stat", child);
-  int f = open(name, O_RDONLY), n = read(f, b, sizeof b - 1);
-  CHECK(n > 0 && !close(f));
-  b[n] = 0;
-  return strrchr(b, ')')[2] == 'D';
-}
+// A request that has landed stands before it ends.
+#define LANDED "flight.landed"
 static char *mine;
 static int cut_all(int f, int d) { return ftruncate(f, 0); }
 static int cut_some(int f, int d) { return ftruncate(f, 100 * PG + 5); }
@@ -313,9 +291,9 @@ static void races(void) {
       memset(p, 'w', PG);
       struct statfs before, now;
       sync();
-      CHECK(!statfs("/mnt", &before) && race("arm"));
+      CHECK(!statfs("/mnt", &before) && race("arm", LANDED));
       begin(&w, 5, write ? WRITE : READ, d, p, PG, 10 * PG);
-      while (!stands()) sched_yield();
+      while (!stands(LANDED)) sched_yield();
       if (k < sizeof ops / sizeof *ops) {
         told->done = 0;
         pid_t child = fork();
@@ -325,10 +303,10 @@ static void races(void) {
           told->pins = pins_held(), told->done = 1;
           _exit(0);
         }
-        while (!sleeps(child)) CHECK(!told->done);
+        while (task_state(child) != 'D') CHECK(!told->done);
         // Whatever the disk had to do for it is done after this.
         for (int n = 0; n < 40; n++) CHECK(pread(o, q, PG, n * PG) == (ssize_t)PG && is_pattern(q, n * PG, PG));
-        CHECK(!told->done && sleeps(child) && race("release"));
+        CHECK(!told->done && task_state(child) == 'D' && race("release", LANDED));
         CHECK(waitpid(child, &st, 0) == child && !st && told->done && told->pins == 0);
         CHECK(end(&w, &i) == (long)PG && i == 5 && (write || is_pattern(p, 10 * PG, PG)));
         // Written over what was in flight.
@@ -340,7 +318,7 @@ static void races(void) {
       CHECK(!unlink(M "victim") && !close(f) && !close(d));
       sync();
       CHECK(!statfs("/mnt", &now) && now.f_bfree == before.f_bfree && umount("/mnt") == -1 && errno == EBUSY);
-      CHECK(race("release") && end(&w, &i) == (long)PG && (write || is_pattern(p, 10 * PG, PG)));
+      CHECK(race("release", LANDED) && end(&w, &i) == (long)PG && (write || is_pattern(p, 10 * PG, PG)));
       sync();
       CHECK(!statfs("/mnt", &now) && now.f_bfree >= before.f_bfree + MB / PG);
     }

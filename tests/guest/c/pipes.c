@@ -128,16 +128,6 @@ static void ring(void) { // a token around twelve processes
   while (wait(0) > 0) {}
   say("ring %d\n", v);
 }
-static void until_asleep(pid_t p) {
-  char path[64], state = 0;
-  snprintf(path, sizeof path, "/proc/%d/stat", p);
-  while (state != 'S') {
-    FILE *f = fopen(path, "r");
-    CHECK(f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1);
-    fclose(f);
-    sched_yield();
-  }
-}
 // Room for one writer, who cannot use it: the next one gets it.
 static void passed_on(void) {
   int p[2];

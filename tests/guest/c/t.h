@@ -142,6 +142,29 @@ __attribute__((unused)) static char task_state(pid_t pid) {
   CHECK(end);
   return end[2];
 }
+__attribute__((unused)) static void until_asleep(pid_t pid) {
+  while (task_state(pid) != 'S') sched_yield();
+}
+
+// The test kernel's /sys/kernel/race makes a thread stand at a point: `arm`, and `release` it. Whether there was such a one.
+__attribute__((unused)) static int race(const char *verb, const char *point) {
+  char b[64];
+  int fd = open("/sys/kernel/race", O_WRONLY), n = snprintf(b, sizeof b, "%s %s", verb, point);
+  CHECK(fd >= 0);
+  int done = write(fd, b, n) == n;
+  CHECK(!close(fd));
+  return done;
+}
+__attribute__((unused)) static int stands(const char *point) {
+  char b[1024], want[64];
+  int fd = open("/sys/kernel/race", O_RDONLY);
+  CHECK(fd >= 0);
+  int n = read(fd, b, sizeof b - 1);
+  CHECK(n > 0 && !close(fd));
+  b[n] = 0;
+  snprintf(want, sizeof want, "%s stands\n", point);
+  return strstr(b, want) != 0;
+}
 
 // --- probes ------------------------------------------------------------------------------------
 static sigjmp_buf probe_jmp __attribute__((unused));

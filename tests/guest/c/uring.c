@@ -432,16 +432,6 @@ static void at_once(void) { // what a call would have to wait for half-way makes
   close_ring(&r);
   munmap(b, MB);
 }
-static void until_asleep(pid_t p) {
-  char name[32], line[256];
-  snprintf(name, sizeof name, "/proc/%d/stat", p);
-  do {
-    sched_yield();
-    int fd = open(name, O_RDONLY);
-    CHECK(fd >= 0 && read(fd, memset(line, 0, sizeof line), sizeof line - 1) > 0);
-    close(fd);
-  } while (strrchr(line, ')')[2] != 'S');
-}
 static void shared(void) { // by two processes, both of which wait for it
   for (int round = 0; round < 10; round++) {
     struct ring r;
