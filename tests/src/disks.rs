@@ -3,19 +3,20 @@
 use crate::console::Console;
 use crate::iommu::Bus;
 use crate::machines::{Verdict, ensure, exec, find, frames_are_back, says_ok};
-use crate::monitor::{Gone, Monitor};
+use crate::monitor::{Gone, Monitor, meanwhile};
 use crate::{build, guest_dir, runner};
 use launcher::{Config, Outcome};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
 pub(crate) const MB: usize = 1 << 20;
 pub(crate) const SIZE: usize = 64 * MB;
+
+/// Where a guest leaves its mark: ones.
+pub(crate) const MARK_AT: u64 = 63 * MB as u64;
 
 /// What `guest/c/direct.c` expects in the eight bytes at `at`.
 pub(crate) fn pattern(at: usize) -> u64 {
@@ -39,6 +40,14 @@ impl Image {
             file.write_all(&pattern(at).to_le_bytes())?;
         }
         file.flush()
+    }
+
+    /// Whether the guest has left its mark: it has come so far, and waits for somebody to notice.
+    pub(crate) fn is_marked(&self) -> Result<bool, String> {
+        let mut mark = [0; 8];
+        let read = File::open(&self.0).and_then(|file| file.read_exact_at(&mut mark, MARK_AT));
+        read.map_err(|error| error.to_string())?;
+        Ok(mark == [1; 8])
     }
 }
 
@@ -287,32 +296,17 @@ pub fn nvme_requests_that_are_not_answered_are_given_up() -> Verdict {
     lost("aio", NVME)
 }
 
-/// Where a guest leaves its mark: ones.
-const MARK_AT: u64 = 63 * MB as u64;
-
-/// Lets a disk move so many bytes a second (0: all) once the guest has left its mark on another, and some at once. Ends with the guest.
-fn let_go_on(
-    (disk, bytes): (&str, u32),
-    other: &Image,
-    socket: &Gone,
-    over: &AtomicBool,
-) -> Verdict {
-    let file = File::open(&other.0).map_err(|error| error.to_string())?;
-    let mut mark = [0; 8];
-    while !over.load(Ordering::Relaxed) {
-        file.read_exact_at(&mut mark, MARK_AT)
-            .map_err(|error| error.to_string())?;
-        if mark == [1; 8] {
-            let none = ["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
-            let limits: String = none.map(|limit| format!(r#","{limit}":0"#)).concat();
-            let arguments = format!(r#"{{"device":"{disk}","bps":{bytes}{limits}}}"#);
-            let command =
-                format!(r#"{{"execute":"block_set_io_throttle","arguments":{arguments}}}"#);
-            return Monitor::of(&socket.0)?.says(&command).map(drop);
-        }
-        thread::sleep(Duration::from_millis(5));
+/// Lets a disk move so many bytes a second (0: all), and some at once, if the guest has left its mark on another.
+fn let_go_on(disk: &str, bytes: u32, other: &Image, socket: &Gone) -> Result<bool, String> {
+    let marked = other.is_marked()?;
+    if marked {
+        let none = ["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
+        let limits: String = none.map(|limit| format!(r#","{limit}":0"#)).concat();
+        let arguments = format!(r#"{{"device":"{disk}","bps":{bytes}{limits}}}"#);
+        let command = format!(r#"{{"execute":"block_set_io_throttle","arguments":{arguments}}}"#);
+        Monitor::of(&socket.0)?.says(&command)?;
     }
-    Err("the guest has left no mark".into())
+    Ok(marked)
 }
 
 /// A disk that stops answering, with its queue full and more to come: all ends, and another disk does not notice.
@@ -322,26 +316,25 @@ fn silent(kind: Kind) -> Verdict {
     let silent = Image::new(&format!("silent{name}"))?;
     let other = Image::new(&format!("silent.other{name}"))?;
     let socket = Gone::named(&format!("silent{name}.sock"));
-    let over = AtomicBool::new(false);
-    let (outcome, gone_on) = thread::scope(|scope| {
+    let (outcome, gone_on) = meanwhile(
         // Then one request of those that wait is over, and the next four minutes later.
-        let monitor = scope.spawn(|| let_go_on(("silent", 1000), &other, &socket, &over));
-        let outcome = exec(find("aio"), &["silent", first, second], |config| {
-            config.smp = 2;
-            config.cmdline = "disk_timeout=20".into();
-            config.timeout = Some(Duration::from_secs(90));
-            // A page goes at once, and what follows it not while the disk is waited for.
-            let throttled = format!("{},throttling.bps-total=100", raw(&silent.0));
-            config.qemu_args = kind.disk("silent", &throttled);
-            if let Some(device) = config.qemu_args.last_mut() {
-                device.push_str(kind.one_queue());
-            }
-            config.qemu_args.extend(kind.disk("other", &raw(&other.0)));
-            config.qemu_args.extend(Monitor::words(&socket.0));
-        });
-        over.store(true, Ordering::Relaxed);
-        (outcome, monitor.join().expect("no panic"))
-    });
+        || let_go_on("silent", 1000, &other, &socket),
+        || {
+            exec(find("aio"), &["silent", first, second], |config| {
+                config.smp = 2;
+                config.cmdline = "disk_timeout=20".into();
+                config.timeout = Some(Duration::from_secs(90));
+                // A page goes at once, and what follows it not while the disk is waited for.
+                let throttled = format!("{},throttling.bps-total=100", raw(&silent.0));
+                config.qemu_args = kind.disk("silent", &throttled);
+                if let Some(device) = config.qemu_args.last_mut() {
+                    device.push_str(kind.one_queue());
+                }
+                config.qemu_args.extend(kind.disk("other", &raw(&other.0)));
+                config.qemu_args.extend(Monitor::words(&socket.0));
+            })
+        },
+    );
     let outcome = outcome?;
     says_ok(&outcome)?;
     is_stopped(&outcome)?;
@@ -362,23 +355,22 @@ fn held_back(program: &str, what: &str) -> Result<Outcome, String> {
     let fast = Image::new(&format!("{program}.{what}"))?;
     let slow = Image::new(&format!("{program}.{what}.slow"))?;
     let socket = Gone::named(&format!("{program}.{what}.sock"));
-    let over = AtomicBool::new(false);
-    let (outcome, gone_on) = thread::scope(|scope| {
-        let monitor = scope.spawn(|| let_go_on(("slow", 0), &fast, &socket, &over));
-        let outcome = exec(find(program), &[what, "/dev/vda", "/dev/vdb"], |config| {
-            config.smp = 2;
-            config.mem = "96M".into();
-            config.cmdline = "disk_timeout=600".into();
-            // 64 KiB take eleven minutes, but for what goes at once.
-            let throttled = format!("{},readonly=on,throttling.bps-total=100", raw(&slow.0));
-            config.qemu_args = Kind::Virtio.disk("fast", &raw(&fast.0));
-            let slow = Kind::Virtio.disk("slow", &throttled);
-            config.qemu_args.extend(slow);
-            config.qemu_args.extend(Monitor::words(&socket.0));
-        });
-        over.store(true, Ordering::Relaxed);
-        (outcome, monitor.join().expect("no panic"))
-    });
+    let (outcome, gone_on) = meanwhile(
+        || let_go_on("slow", 0, &fast, &socket),
+        || {
+            exec(find(program), &[what, "/dev/vda", "/dev/vdb"], |config| {
+                config.smp = 2;
+                config.mem = "96M".into();
+                config.cmdline = "disk_timeout=600".into();
+                // 64 KiB take eleven minutes, but for what goes at once.
+                let throttled = format!("{},readonly=on,throttling.bps-total=100", raw(&slow.0));
+                config.qemu_args = Kind::Virtio.disk("fast", &raw(&fast.0));
+                let slow = Kind::Virtio.disk("slow", &throttled);
+                config.qemu_args.extend(slow);
+                config.qemu_args.extend(Monitor::words(&socket.0));
+            })
+        },
+    );
     let outcome = outcome?;
     ensure(gone_on.is_ok(), "the disk does not go on", &outcome)?;
     Ok(outcome)

@@ -1,4 +1,4 @@
-//! QEMU's monitor, by a socket (QMP).
+//! QEMU's monitor, by a socket (QMP), and who speaks to it while the machine runs.
 
 use crate::guest_dir;
 use crate::machines::Verdict;
@@ -6,6 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// A file that is gone when the test is over.
 pub(crate) struct Gone(pub(crate) PathBuf);
@@ -22,6 +25,28 @@ impl Drop for Gone {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Calls `act` again and again until it has acted, while a machine runs. What came of the machine, and of that.
+pub(crate) fn meanwhile<T>(
+    mut act: impl FnMut() -> Result<bool, String> + Send,
+    machine: impl FnOnce() -> T,
+) -> (T, Verdict) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let actor = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if act()? {
+                    return Ok(());
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err("the machine was over first".into())
+        });
+        let outcome = machine();
+        over.store(true, Ordering::Relaxed);
+        (outcome, actor.join().expect("no panic"))
+    })
 }
 
 pub(crate) struct Monitor(BufReader<UnixStream>);

@@ -1,20 +1,15 @@
 //! Devices that are taken out of a machine that runs: from a slot of a PCI Express port, by QEMU's monitor, when the guest lets go of them.
 
-use crate::disks::{EDU, Image, Kind, MB, NVME, SIZE, is_stopped, pattern, raw};
+use crate::disks::{EDU, Image, Kind, MARK_AT, MB, NVME, SIZE, is_stopped, pattern, raw};
 use crate::ext4::{tool, volume};
 use crate::iommu::{Bus, GUARDED};
 use crate::machines::{Verdict, exec, find, frames_are_back, says_ok};
-use crate::monitor::{Gone, Monitor};
+use crate::monitor::{Gone, Monitor, meanwhile};
 use crate::runner;
 use launcher::Outcome;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
-
-/// Where `guest/c/unplug.c` leaves its mark.
-const MARK_AT: u64 = 63 * MB as u64;
 
 /// The button is pressed before the machine begins.
 const EARLY: &str = "early";
@@ -37,42 +32,33 @@ fn in_slot(mut words: Vec<String>) -> Vec<String> {
     words
 }
 
-/// Takes the device out once the guest has left its mark, and leaves one that says so. Ends with the guest.
-fn take_out(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
-    let failed = |error: std::io::Error| error.to_string();
-    let mut options = File::options();
-    let file = options
-        .read(true)
-        .write(true)
-        .open(&image.0)
-        .map_err(failed)?;
-    let mut mark = [0; 4];
-    while !over.load(Ordering::Relaxed) {
-        file.read_exact_at(&mut mark, MARK_AT).map_err(failed)?;
-        if &mark == b"now\0" {
-            Monitor::of(&socket.0)?.takes_out("out")?;
-            return file.write_all_at(b"out\0", MARK_AT + 4096).map_err(failed);
-        }
-        thread::sleep(Duration::from_millis(5));
+/// Takes the device out if the guest has left its mark.
+fn take_out(image: &Image, socket: &Gone) -> Result<bool, String> {
+    let marked = image.is_marked()?;
+    if marked {
+        Monitor::of(&socket.0)?.takes_out("out")?;
+        say_so(image)?;
     }
-    Err("the guest has left no mark".into())
+    Ok(marked)
 }
 
-/// Takes the device out of a machine that has not begun, and lets it begin. Ends with the machine.
-fn take_out_first(image: &Image, socket: &Gone, over: &AtomicBool) -> Verdict {
-    while !over.load(Ordering::Relaxed) {
-        let Ok(mut monitor) = Monitor::of(&socket.0) else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        monitor.says(r#"{"execute":"device_del","arguments":{"id":"out"}}"#)?;
-        monitor.says(r#"{"execute":"cont"}"#)?;
-        monitor.has_lost("out")?;
-        let file = File::options().write(true).open(&image.0);
-        let mark = file.and_then(|file| file.write_all_at(b"out\0", MARK_AT + 4096));
-        return mark.map_err(|error| error.to_string());
-    }
-    Err("there is no machine".into())
+/// Takes the device out of a machine that has not begun, and lets it begin, if there is one.
+fn take_out_first(image: &Image, socket: &Gone) -> Result<bool, String> {
+    let Ok(mut monitor) = Monitor::of(&socket.0) else {
+        return Ok(false);
+    };
+    monitor.says(r#"{"execute":"device_del","arguments":{"id":"out"}}"#)?;
+    monitor.says(r#"{"execute":"cont"}"#)?;
+    monitor.has_lost("out")?;
+    say_so(image)?;
+    Ok(true)
+}
+
+/// A mark for the guest, behind its own.
+fn say_so(image: &Image) -> Verdict {
+    let file = File::options().write(true).open(&image.0);
+    let mark = file.and_then(|file| file.write_all_at(b"out\0", MARK_AT + 4096));
+    mark.map_err(|error| error.to_string())
 }
 
 /// A device is taken out while it is at work.
@@ -85,17 +71,16 @@ fn taken_out(
 ) -> Result<Outcome, String> {
     let image = Image::new(&format!("unplug.other{name}"))?;
     let socket = Gone::named(&format!("unplug{name}.sock"));
-    let over = AtomicBool::new(false);
     let kernel = runner::kernel_for(cpus)?;
     let mut words = what.to_vec();
     words.insert(1, "/dev/vda");
-    let (outcome, out) = thread::scope(|scope| {
-        let monitor = scope.spawn(|| match what[0] {
-            EARLY => take_out_first(&image, &socket, &over),
-            _ => take_out(&image, &socket, &over),
-        });
+    let act = || match what[0] {
+        EARLY => take_out_first(&image, &socket),
+        _ => take_out(&image, &socket),
+    };
+    let (outcome, out) = meanwhile(act, || {
         // Buses are looked at in order: what is in the slot comes last.
-        let outcome = exec(find("unplug"), &words, |config| {
+        exec(find("unplug"), &words, |config| {
             config.kernel = kernel;
             config.smp = cpus;
             config.cmdline = "leakcheck disk_timeout=5".into();
@@ -110,9 +95,7 @@ fn taken_out(
                 .qemu_args
                 .extend(Kind::Virtio.disk("other", &raw(&image.0)));
             bus.add(config);
-        });
-        over.store(true, Ordering::Relaxed);
-        (outcome, monitor.join().expect("no panic"))
+        })
     });
     let outcome = outcome?;
     says_ok(&outcome)?;

@@ -36,7 +36,7 @@ static void *reads_another(void *p) {
 }
 static void mark(void) {
   char *p = anon(PG);
-  strcpy(p, "now");
+  memset(p, 1, PG);
   CHECK(pwrite(other, p, PG, MARK_AT) == (long)PG);
 }
 
