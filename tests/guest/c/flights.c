@@ -304,9 +304,10 @@ static void races(void) {
           _exit(0);
         }
         while (task_state(child) != 'D') CHECK(!told->done);
-        // Whatever the disk had to do for it is done after this.
-        for (int n = 0; n < 40; n++) CHECK(pread(o, q, PG, n * PG) == (ssize_t)PG && is_pattern(q, n * PG, PG));
-        CHECK(!told->done && task_state(child) == 'D' && race("release", LANDED));
+        // Whatever the disk had to do for it is done after this, and still it sleeps.
+        for (off_t n = 0; n < 40 || task_state(child) != 'D'; n++)
+          CHECK(!told->done && pread(o, q, PG, n % 40 * PG) == (ssize_t)PG && is_pattern(q, n % 40 * PG, PG));
+        CHECK(!told->done && race("release", LANDED));
         CHECK(waitpid(child, &st, 0) == child && !st && told->done && told->pins == 0);
         CHECK(end(&w, &i) == (long)PG && i == 5 && (write || is_pattern(p, 10 * PG, PG)));
         // Written over what was in flight.
