@@ -5,9 +5,8 @@ mod common;
 mod lab;
 
 use common::{P, R, W};
-use lab::{ANON, Lab, MAJOR, MINOR, Once, PRIVATE, SHARED, Space, slots};
+use lab::{ANON, BUS, Lab, MAJOR, MINOR, Once, PRIVATE, SHARED, Space, slots};
 use linux_raw_sys::general as sys;
-use mm::fault::FaultResult;
 use mm::gup::{self, GupFlags, PinnedPages, Read, Write};
 use mm::object::{CacheError, FileObject, Source, Unfilled};
 use mm::ops;
@@ -107,7 +106,7 @@ fn fault_5_a_window_is_read_once() {
     assert_eq!(disk.reads(), [(39, 1)]);
     assert_eq!(lab.load(s, va + 39 * P + 9), Some(0), "after the end");
     let past = lab.fault(s, va + 40 * P, Want::Read, false);
-    assert_eq!(past, FaultResult::Bus { code: 2 });
+    assert_eq!(past, BUS);
     assert!(matches!(file.get_or_create(20), Err(CacheError::Absent)));
     assert_eq!(file.page_in(&mut lab.sim.can_wait(), 40), Ok(()));
     assert_eq!((disk.reads(), file.pages()), (vec![], 14));
@@ -138,8 +137,7 @@ fn fault_7_a_source_that_fails() {
     let s = lab.space();
     let va = map(&lab, s, 4, R, SHARED, &file);
     disk.broken.store(true, SeqCst);
-    let bus = FaultResult::Bus { code: 2 };
-    assert_eq!(lab.fault(s, va, Want::Read, false), bus);
+    assert_eq!(lab.fault(s, va, Want::Read, false), BUS);
     let wait = &mut lab.sim.can_wait();
     let none = GupFlags::empty();
     let slots = slots(2);

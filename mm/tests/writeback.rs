@@ -4,7 +4,7 @@ mod common;
 mod lab;
 
 use common::{P, R, W, trap};
-use lab::{File, Lab, MAJOR, Once, PRIVATE, SHARED, Space, slots};
+use lab::{BUS, File, Lab, MAJOR, Once, PRIVATE, SHARED, Space, slots};
 use mm::fault::FaultResult;
 use mm::gup::{self, GupFlags, PinnedPages, Read, Write};
 use mm::object::cache::Dirty;
@@ -357,9 +357,8 @@ fn errors_go_to_the_store_or_to_who_asks() {
     let s = lab.space();
     let va = map(&lab, s, 4, R | W, SHARED, &file);
     *disk.refuses.lock().unwrap() = Some(Errno::ENOSPC);
-    let bus = FaultResult::Bus { code: 2 };
     lab.load(s, va);
-    assert_eq!(lab.fault(s, va, Want::Write, true), bus);
+    assert_eq!(lab.fault(s, va, Want::Write, true), BUS);
     let slots = slots(1);
     let wait = &mut lab.sim.can_wait();
     let pins = gup::pin_user_pages_fast::<Write, _, _>(s, wait, va, GupFlags::empty(), slots);
@@ -387,7 +386,7 @@ fn no_memory_to_write_with_loses_nothing() {
     let (disk, file) = file(&lab, 3 * P);
     let s = lab.space();
     let va = map(&lab, s, 3, R | W, SHARED, &file);
-    (0..3).for_each(|i| lab.store(s, va + i * P, 7 + i as u8));
+    lab.store_each(s, va, 3, 7);
     let before = file.failures();
     file.unlist();
     *disk.breaks.lock().unwrap() = Some(Errno::ENOMEM);
@@ -413,7 +412,7 @@ fn msync_writes_what_is_mapped_there() {
     let (disk, file) = file(&lab, 8 * P);
     let s = lab.space();
     let va = map(&lab, s, 8, R | W, SHARED, &file);
-    (0..8).for_each(|i| lab.store(s, va + i * P, 50 + i as u8));
+    lab.store_each(s, va, 8, 50);
     let sync = |from: u64, pages: u64, flags: u32| {
         ops::msync(s, &mut lab.sim.can_wait(), va + from * P, pages * P, flags)
     };
@@ -433,7 +432,7 @@ fn dirty_pages_are_not_let_go_of_but_cut() {
     let (disk, file) = file(&lab, 9 * P + 100);
     let s = lab.space();
     let va = map(&lab, s, 10, R | W, SHARED, &file);
-    (0..10).for_each(|i| lab.store(s, va + i * P, 20 + i as u8));
+    lab.store_each(s, va, 10, 20);
     let wait = &mut lab.sim.can_wait();
     assert_eq!((file.shrink(wait, true), file.pages()), (0, 10));
     file.invalidate(wait, 0, 10);
