@@ -1,12 +1,12 @@
 //! Bare frames in a process, and the entries that show them.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use crate::common::{BASE, P};
+use crate::common::P;
 use crate::lab::{self, Lab, Space};
 use linux_raw_sys::general as sys;
 use mm::object::FileObject;
 use mm::ops::insert::Shown;
-use mm::ops::{self, FileMap, MmapArgs};
+use mm::ops::{self, MmapArgs};
 use mm::phys::{Folio, FolioRef, Frame, Hw, Owned, Use};
 use mm::sim::Machine;
 use mm::table::{Caching, PtGuard, Pte};
@@ -16,20 +16,8 @@ use mm::{Errno, Pfn};
 pub const NOWHERE: u64 = 1 << 30;
 
 pub fn args(lab: &Lab, at: u64, pages: u64, prot: u32, flags: u32) -> MmapArgs<Machine> {
-    MmapArgs {
-        addr: BASE + at * P,
-        len: pages * P,
-        prot,
-        flags: flags | lab::FIXED,
-        file: Some(FileMap {
-            object: FileObject::new(lab.sim).unwrap(),
-            pgoff: 0,
-            readable: true,
-            writable: true,
-            append: false,
-            executable: true,
-        }),
-    }
+    let object = FileObject::new(lab.sim).unwrap();
+    lab::map_args(at, pages, prot, flags, Some(object))
 }
 
 pub fn map_at(

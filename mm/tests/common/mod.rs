@@ -1,22 +1,22 @@
 //! Processes on the simulated machine beside a model of what they must see: page → rights and bytes.
 #![allow(dead_code, reason = "each test uses its part")]
 
+mod driver;
+
+use driver::{Device, in_window};
 use linux_raw_sys::general as sys;
-use mm::addr::Order;
 use mm::fault::{self, Access, Fault, FaultResult};
 use mm::gup::{self, GupFlags, PageSlot, Read};
 use mm::hw::Cpu;
 use mm::object::cache::Dirty;
 use mm::object::{Source, Unfilled};
-use mm::ops::insert::Shown;
 use mm::ops::{self, FileMap, MmapArgs, MremapArgs};
-use mm::phys::{Folio, FolioRef, Frame, Hw, Owned, Use, slab};
+use mm::phys::{Hw, slab};
 use mm::sim::mmu::{PageFault, Want};
 use mm::sim::rng::Rng;
 use mm::sim::{Config, Machine, Sim};
 use mm::space::VmaFlags;
-use mm::table::Caching;
-use mm::{AddressSpace, CanWait, Errno, FileObject, Pfn};
+use mm::{AddressSpace, CanWait, Errno, FileObject};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -63,6 +63,17 @@ pub struct Page {
     pub back: Back,
     pub dontfork: bool,
     pub wipe: bool,
+}
+
+impl Page {
+    fn new(prot: u32, back: Back) -> Self {
+        Self {
+            prot,
+            back,
+            dontfork: false,
+            wipe: false,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -125,38 +136,6 @@ pub enum Sees {
     Bus,
 }
 
-/// What drivers show: bare frames in a row, and pages of their own, whose numbers follow.
-struct Device {
-    bare: Frame<Owned>,
-    pages: Vec<FolioRef<Machine>>,
-    data: Vec<Bytes>,
-}
-
-impl Device {
-    const BARE: usize = 64;
-
-    fn new(sim: Machine) -> Self {
-        let order = Order::new(6).unwrap();
-        let frames = sim.phys().alloc_order(sim, order, Use::Kernel);
-        let bare = frames.expect("memory");
-        for n in 0..Self::BARE as u64 {
-            let page = sim.frame_ptr(Pfn(bare.pfn().0 + n));
-            // SAFETY: 4096 bytes of a frame that is nobody else's yet.
-            unsafe { page.write_bytes(0, P as usize) };
-        }
-        let page = || {
-            let frame = sim.phys().alloc(sim, Use::Kernel).expect("memory");
-            Folio::make_large(sim, frame.zero(sim))
-        };
-        let pages: Vec<_> = (0..8).map(|_| page()).collect();
-        let data = vec![[0; 4]; Self::BARE + pages.len()];
-        Self { bare, pages, data }
-    }
-    fn first(&self) -> u64 {
-        self.bare.pfn().0
-    }
-}
-
 pub struct World {
     pub sim: Machine,
     pub rng: Rng,
@@ -179,6 +158,19 @@ pub struct World {
 
 macro_rules! say {
     ($w:expr, $($a:tt)*) => { $w.log.push(format!($($a)*)) };
+}
+use say;
+
+/// A file that may be mapped in every way.
+pub fn opened(object: Arc<FileObject<Machine>>, pgoff: u64) -> FileMap<Machine> {
+    FileMap {
+        object,
+        pgoff,
+        readable: true,
+        writable: true,
+        append: false,
+        executable: true,
+    }
 }
 
 pub fn frames_free(sim: Machine) -> u64 {
@@ -274,9 +266,6 @@ impl World {
             });
         }
         w
-    }
-    fn device(&self) -> &Device {
-        self.device.as_ref().expect("not the end yet")
     }
     fn add(&mut self, space: Arc<AddressSpace<Machine>>, pages: BTreeMap<u64, Page>) {
         self.procs.insert(self.next, Proc { space, pages });
@@ -768,14 +757,7 @@ impl World {
             len: len * P - self.rng.below(2) * 7,
             prot,
             flags,
-            file: file.map(|(o, pgoff)| FileMap {
-                object: self.objects[o].object.clone().unwrap(),
-                pgoff,
-                readable: true,
-                writable: true,
-                append: false,
-                executable: true,
-            }),
+            file: file.map(|(o, pgoff)| opened(self.objects[o].object.clone().unwrap(), pgoff)),
         };
         say!(
             self,
@@ -817,118 +799,12 @@ impl World {
                             copy: None,
                         },
                     };
-                    pages.insert(
-                        page + i,
-                        Page {
-                            prot,
-                            back,
-                            dontfork: false,
-                            wipe: false,
-                        },
-                    );
+                    pages.insert(page + i, Page::new(prot, back));
                 }
             }
             Err(Errno::EEXIST) if noreplace && taken => {}
             Err(Errno::ENOMEM) if starved => {}
             Err(e) => self.fail(&format!("mmap: {e:?}")),
-        }
-        self.check_vmas(p);
-        self.warm(p, page, len);
-    }
-
-    /// A driver's memory is mapped: a window, or frames and pages side by side.
-    fn op_driver(&mut self, c: usize, p: u32) {
-        let page = self.any_page();
-        let prot = self.any_prot();
-        let (window, shared) = (self.rng.one_in(2), self.rng.one_in(2));
-        let bare = Device::BARE as u64;
-        let first = self.rng.below(bare);
-        let most = if window { bare - first } else { 40 };
-        let len = self.any_len(page).min(most);
-        self.warm(p, page, len);
-        let space = self.enter(c, p);
-        let shows: Vec<Option<usize>> = (0..len)
-            .map(|n| match (window, self.rng.below(4)) {
-                (true, _) => Some((first + n) as usize),
-                (_, 0) => None,
-                _ => Some(self.rng.below(bare + 8) as usize),
-            })
-            .collect();
-        say!(
-            self,
-            "cpu {c} proc {p}: driver's {:#x} +{len} prot {prot} window {window} shared {shared} {shows:?}",
-            page * P
-        );
-        let device = self.device.take().expect("not the end yet");
-        let (base, pgoff) = (device.first(), 3);
-        let shown = |n: &Option<usize>| match *n {
-            None => Shown::Hole,
-            Some(n) if n < Device::BARE => Shown::Frame {
-                pfn: Pfn(base + n as u64),
-                caching: Caching::Back,
-            },
-            Some(n) => Shown::Page(&device.pages[n - Device::BARE], 0),
-        };
-        let all: Vec<_> = shows.iter().map(shown).collect();
-        let sim = self.sim;
-        let kind = if shared {
-            sys::MAP_SHARED
-        } else {
-            sys::MAP_PRIVATE
-        };
-        let (r, starved) = self.attempt("driver", |w| {
-            let args = MmapArgs {
-                addr: page * P,
-                len: len * P,
-                prot,
-                flags: kind | sys::MAP_FIXED,
-                file: Some(FileMap {
-                    object: FileObject::new(sim).ok_or(Errno::ENOMEM)?,
-                    pgoff,
-                    readable: true,
-                    writable: true,
-                    append: false,
-                    executable: true,
-                }),
-            };
-            match window {
-                true => ops::mmap_raw(&space, w, args, Pfn(base + first), Caching::Back),
-                false => ops::mmap_mixed(&space, w, args, &all),
-            }
-        });
-        drop(all);
-        self.device = Some(device);
-        let pages = &mut self.procs.get_mut(&p).unwrap().pages;
-        match r {
-            Ok(at) if at == page * P => {
-                let start = if window && !shared {
-                    base + first
-                } else {
-                    pgoff
-                };
-                for (at, shows) in (0..).zip(shows) {
-                    let back = Back::Driver {
-                        window,
-                        shows,
-                        index: start + at,
-                        shared,
-                        copy: None,
-                    };
-                    let new = Page {
-                        prot,
-                        back,
-                        dontfork: false,
-                        wipe: false,
-                    };
-                    pages.insert(page + at, new);
-                }
-            }
-            // What was there may be gone by then.
-            Err(Errno::ENOMEM) if starved => {
-                let here = page..page + len;
-                pages.retain(|at, _| !here.contains(at) || still_mapped(sim, &space, *at));
-            }
-            other => self.fail(&format!("a driver's memory: {other:?}")),
         }
         self.check_vmas(p);
         self.warm(p, page, len);
@@ -1487,16 +1363,7 @@ impl World {
             self.exit(c, p);
         }
         self.objects.clear();
-        if let Some(device) = self.device.take() {
-            let counts = device.pages.iter().map(|page| page.desc().ref_count());
-            if counts.clone().any(|n| n != 1) {
-                self.fail(&format!("references: {:?}", counts.collect::<Vec<_>>()));
-            }
-            self.sim.phys().free(self.sim, device.bare);
-        }
-        if self.sim.phys().bad_entries() != 0 {
-            self.fail("an entry was not believed");
-        }
+        self.end_device();
         let free = frames_free(self.sim);
         if free != self.free_at_start {
             self.fail(&format!(
@@ -1518,10 +1385,6 @@ fn empty(m: &mut Page) {
         Back::File { copy, .. } => *copy = None,
         Back::Driver { shows, copy, .. } => (*shows, *copy) = (None, None),
     }
-}
-
-fn in_window(m: &Page) -> bool {
-    matches!(m.back, Back::Driver { window: true, .. })
 }
 
 fn still_mapped(sim: Machine, space: &AddressSpace<Machine>, page: u64) -> bool {

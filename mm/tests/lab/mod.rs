@@ -1,12 +1,12 @@
 //! A small machine and a few processes on it, for tests that take hold of pages.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use crate::common::{BASE, P, frames_free, new_space, switch_away, switch_to, trap};
+use crate::common::{BASE, P, frames_free, new_space, opened, switch_away, switch_to, trap};
 use linux_raw_sys::general as sys;
 use mm::fault::FaultResult;
 use mm::gup::{GupFlags, PageSlot, PinnedPages};
 use mm::object::FileObject;
-use mm::ops::{self, FileMap, MmapArgs};
+use mm::ops::{self, MmapArgs};
 use mm::phys::{Folio, Hw};
 use mm::sim::mmu::{PageFault, Want};
 use mm::sim::{Config, Machine, Sim};
@@ -49,6 +49,23 @@ impl Once {
         if let Some(hook) = hook {
             hook(wait);
         }
+    }
+}
+
+/// To map `pages` at page `at` of the window.
+pub fn map_args(
+    at: u64,
+    pages: u64,
+    prot: u32,
+    flags: u32,
+    file: Option<File>,
+) -> MmapArgs<Machine> {
+    MmapArgs {
+        addr: BASE + at * P,
+        len: pages * P,
+        prot,
+        flags: flags | FIXED,
+        file: file.map(|object| opened(object, 0)),
     }
 }
 
@@ -144,20 +161,7 @@ impl Lab {
         flags: u32,
         file: Option<&File>,
     ) -> u64 {
-        let args = MmapArgs {
-            addr: BASE + at * P,
-            len: pages * P,
-            prot,
-            flags: flags | FIXED,
-            file: file.map(|o| FileMap {
-                object: o.clone(),
-                pgoff: 0,
-                readable: true,
-                writable: true,
-                append: false,
-                executable: true,
-            }),
-        };
+        let args = map_args(at, pages, prot, flags, file.cloned());
         ops::mmap(s, &mut self.sim.can_wait(), args).unwrap()
     }
     /// The lab keeps it until `done`.
