@@ -241,12 +241,9 @@ fn one<H: Hw, const PIN: bool, const WRITE: bool>(
 ) -> bool {
     let e = cell.load();
     // FAST-6: whether the user may do it himself and something counted stands behind the entry.
-    let pfn = match e.plain(right::<WRITE>(), bit::DEVMAP | bit::KEY, hw.frames_end()) {
-        Some(pfn) => pfn,
-        None => match keyed::<H, WRITE>(hw, e) {
-            Some(pfn) => pfn,
-            None => return false,
-        },
+    let plain = e.plain(right::<WRITE>(), bit::DEVMAP | bit::KEY, hw.frames_end());
+    let Some(pfn) = plain.or_else(|| keyed::<H, WRITE>(hw, e)) else {
+        return false;
     };
     let d = hw.desc(pfn);
     point(hw, Point::FastRead);
