@@ -14,8 +14,8 @@ use mm::sim::{Config, Machine, Sim};
 use mm::table::pte::bit;
 use mm::table::{LeafBits, PtGuard, Pte};
 use mm::{Errno, Pfn, USER_END};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 const WRITE: GupFlags = GupFlags::WRITE;
 
@@ -726,10 +726,18 @@ fn pin_2_a_drivers_large_folio_behind_small_entries() {
     assert_eq!(counts(), (17, 0));
     lab.store(s, va + 3 * P, 9);
     lab.run(s);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asks = asked.clone();
+    sim.on_access(move |pfn| {
+        asks.lock().unwrap().push(pfn);
+        Ok(())
+    });
     for fast in [true, false] {
         sim.set_fast_walk(fast);
         // Across the end of a table.
         let pins = pin::<Write>(&lab, s, va + P, 12, NONE).unwrap();
+        let asked = std::mem::take(&mut *asked.lock().unwrap());
+        assert_eq!(asked, [base; 12], "PIN-18: of the folio, fast {fast}");
         assert_eq!(
             (pins.len(), lab.pins(), counts()),
             (12, 12, (29, 12)),

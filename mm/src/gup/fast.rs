@@ -376,7 +376,7 @@ fn large<H: Hw, const PIN: bool, const WRITE: bool>(
     let stands = !PIN
         || pin_stands::<WRITE>(leaf.1, d, flags, long)
             && (!long || pinnable(folio))
-            && hw.make_accessible(page).is_ok();
+            && hw.make_accessible(folio.pfn()).is_ok();
     if flags & flag::SECRET != 0 || !stands {
         return give_back();
     }

@@ -54,8 +54,8 @@ pub trait Hw: Cpu {
     /// A block was handed out. For machines that watch every frame; nothing in a kernel.
     #[inline(always)]
     fn frames_born(self, _pfn: Pfn, _order: Order) {}
-    /// The kernel or a device is about to use the bytes of a pinned page (PIN-18): machines whose memory must be
-    /// exported first do it here. Called after the pin, under the table lock or with interrupts off.
+    /// The kernel or a device is about to use the bytes of a pinned folio (PIN-18), which starts at `_pfn`: machines whose memory
+    /// must be exported first do it here. Called after the pin, under the table lock or with interrupts off.
     #[inline(always)]
     fn make_accessible(self, _pfn: Pfn) -> Result<(), crate::errno::Errno> {
         Ok(())
