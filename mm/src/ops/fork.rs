@@ -178,36 +178,37 @@ impl<H: Hw> Copy<'_, H> {
                 Some(pfn) => Ok(Folio::new(hw, pfn)),
                 None => self.vma.folio(base + ((i as u64) << PAGE_SHIFT), old),
             };
-            if let Ok(folio) = behind {
-                let d = folio.desc();
-                if !folio.is_anon() {
-                    file += 1;
-                    if d.has(flag::TAIL) {
-                        d.map_inc();
-                        Folio::of_page(hw, old.pfn()).desc().get();
-                        return CopyStep::Give(old.without(bit::A | bit::D | bit::MLOCKED));
+            match behind {
+                Ok(folio) => {
+                    let d = folio.desc();
+                    if !folio.is_anon() {
+                        file += 1;
+                        if d.has(flag::TAIL) {
+                            d.map_inc();
+                            Folio::of_page(hw, old.pfn()).desc().get();
+                            return CopyStep::Give(old.without(bit::A | bit::D | bit::MLOCKED));
+                        }
+                    } else if d.has(flag::ANON_EXCLUSIVE) {
+                        // Nobody pins while the sequence is odd: a space without pins needs no second look.
+                        if !PINNED || planted(5) {
+                            d.clear(flag::ANON_EXCLUSIVE);
+                        } else if !folio.try_share() {
+                            return match spare.take() {
+                                Some(frame) => CopyStep::Give(self.copy_page(i, folio, frame)),
+                                None => CopyStep::Stop,
+                            };
+                        }
                     }
-                } else if d.has(flag::ANON_EXCLUSIVE) {
-                    // Nobody pins while the sequence is odd: a space without pins needs no second look.
-                    if !PINNED || planted(5) {
-                        d.clear(flag::ANON_EXCLUSIVE);
-                    } else if !folio.try_share() {
-                        return match spare.take() {
-                            Some(frame) => CopyStep::Give(self.copy_page(i, folio, frame)),
-                            None => CopyStep::Stop,
-                        };
-                    }
+                    point(hw, Point::ForkShare);
+                    d.get();
+                    d.map_inc();
                 }
-                point(hw, Point::ForkShare);
-                d.get();
-                d.map_inc();
-            } else if let Err(bare) = behind
-                && bare.special()
-            {
-                old = bare;
-                special += 1;
-            } else {
-                return CopyStep::Skip; // swap and migration entries: with reclaim; bad ones never
+                Err(bare) if bare.special() => {
+                    old = bare;
+                    special += 1;
+                }
+                // Swap and migration entries: with reclaim; bad ones never.
+                Err(_) => return CopyStep::Skip,
             }
             // The child locks nothing.
             let new = old.without(bit::A | bit::MLOCKED);
