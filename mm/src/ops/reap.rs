@@ -1,8 +1,6 @@
 //! The memory of a process that must die so that others have some, before it can leave by itself: it may be waiting for them.
 
 use super::zap;
-use crate::addr::USER_END;
-use crate::addr::UserRange;
 use crate::phys::Hw;
 use crate::space::{AddressSpace, VmaFlags};
 use crate::table::TlbBatch;
@@ -15,7 +13,9 @@ pub fn reap<H: Hw>(space: &AddressSpace<H>, wait: &mut CanWait<H>) -> Option<u64
     space.doom();
     let guard = space.try_mmap_write()?;
     // Faults that have not seen it are over when this returns; those that come later see it.
-    guard.write_lock_range(UserRange::new(0, USER_END)?);
+    for vma in guard.all() {
+        guard.write_lock_vma(vma);
+    }
     let guard = guard.downgrade();
     let mut batch = TlbBatch::begin(wait, &space.tlb);
     for vma in guard.all() {
