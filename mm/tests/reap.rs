@@ -4,8 +4,8 @@ mod common;
 mod lab;
 
 use common::{P, R, W};
-use lab::{ANON, Lab, MINOR, PRIVATE, SHARED};
-use mm::gup::{self, GupFlags, PageSlot, Read};
+use lab::{ANON, Lab, MINOR, NONE, PRIVATE, SHARED, slots};
+use mm::gup::{self, Read};
 use mm::race::Point;
 use mm::sim::Config;
 use mm::sim::mmu::Want;
@@ -30,8 +30,7 @@ fn what_is_private_goes_and_does_not_come_back() {
     lab.load(s, private);
     let wait = &mut lab.sim.can_wait();
     ops::mlock(s, wait, anon, P, 0).unwrap();
-    let slots = vec![PageSlot::EMPTY; 1];
-    let pins = gup::pin_user_pages_fast::<Read, _, _>(s, wait, anon, GupFlags::empty(), slots);
+    let pins = gup::pin_user_pages_fast::<Read, _, _>(s, wait, anon, NONE, slots(1));
     let pins = pins.unwrap();
 
     let guard = s.mmap_read(wait);
@@ -49,8 +48,7 @@ fn what_is_private_goes_and_does_not_come_back() {
     for va in [anon, anon + 5 * P, anon + 7 * P, private, private + P] {
         assert_eq!(lab.load(s, va), None, "{va:#x}");
     }
-    let slots = vec![PageSlot::EMPTY; 1];
-    let pins = gup::pin_user_pages_fast::<Read, _, _>(s, wait, anon, GupFlags::empty(), slots);
+    let pins = gup::pin_user_pages_fast::<Read, _, _>(s, wait, anon, NONE, slots(1));
     assert!(matches!(pins, Err(Errno::EFAULT)));
     assert!(matches!(ops::fork(s, wait), Err(Errno::EINTR)));
     assert_eq!(
