@@ -45,14 +45,17 @@ impl<H: Hw> FileObject<H> {
             // Truncation is kept away, and a page that was here lies before the end.
             let len = self.size().saturating_sub(start << PAGE_SHIFT);
             let len = len.min((n as u64) * PAGE_SIZE);
-            let mut written = Ok(());
-            if len > 0 {
+            let written = if len > 0 {
                 point(hw, Point::Writeback);
-                written = source.write(wait, start, &run, len);
-            }
+                source.write(wait, start, &run, len)
+            } else {
+                Ok(())
+            };
             // No memory now, some later: nothing is lost.
             let stays = written == Err(Errno::ENOMEM);
-            if let (Err(errno), false) = (written, stays) {
+            if let Err(errno) = written
+                && !stays
+            {
                 self.note_failure(errno);
             }
             result = result.and(written);
