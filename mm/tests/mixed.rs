@@ -159,6 +159,8 @@ fn pfn_5_a_driver_takes_its_memory_back() {
         let va = ops::mmap_mixed(s, wait, a, &shown).unwrap();
         lab.store(s, va + 3 * P, 99);
         let child = lab.fork(s);
+        // The processor remembers it, and must not when its driver has it back.
+        assert_eq!(lab.load(s, va + P), Some(11));
         object.set_size(wait, P);
         for space in [s, child] {
             let seen: Vec<Option<u8>> = (0..4).map(|n| lab.load(space, va + n * P)).collect();

@@ -59,9 +59,9 @@ fn noticed(seed: u64, steps: u32, mutation: Option<Mutation>) -> Option<String> 
     })
 }
 
-/// Flushes that no program can cause yet, and why.
+/// Flushes that none of these programs can cause, and why.
 const UNREACHED: &[(&str, &str)] = &[
-    // No zero page or raw frame stands in a file mapping yet.
+    // They map no driver's frames: `mixed.rs` takes those back.
     ("rmap/mod.rs", "let Ok(page) = vma.folio("),
     // An empty table goes with the mapping it was made for, before another can move there.
     ("table/lock.rs", "if !empty.is_empty()"),
