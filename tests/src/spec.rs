@@ -155,13 +155,13 @@ impl Found {
             if is_test {
                 self.add(file, &name, line);
             }
-            // `(7, "the_test_that_sees_it"),`
-            if let Some((n, seen)) = code
-                .strip_prefix('(')
-                .and_then(|rest| rest.split_once(", \""))
-                && let (Ok(n), Some((seen, _))) = (n.parse(), seen.split_once('"'))
-            {
-                self.plants.entry(seen.into()).or_default().insert(n);
+            // `(7, "the_test_that_sees_it")`
+            for pair in code.split('(').skip(1) {
+                if let Some((n, seen)) = pair.split_once(", \"")
+                    && let (Ok(n), Some((seen, _))) = (n.parse(), seen.split_once('"'))
+                {
+                    self.plants.entry(seen.into()).or_default().insert(n);
+                }
             }
         }
     }
