@@ -46,7 +46,7 @@ struct Tables {
 }
 
 /// Whether a table may be one of those that are put aside.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Spare {
     Leave,
     Take,
@@ -92,6 +92,17 @@ impl Changed {
 struct Leaf {
     entry: &'static AtomicU64,
     users: &'static AtomicU64,
+}
+
+impl Leaf {
+    /// A frame's, in its table of the last level.
+    fn of(table: u64, frame: u64) -> Leaf {
+        let i = index(frame, 0);
+        Leaf {
+            entry: entry(table, i),
+            users: entry(table + PAGE_SIZE, i),
+        }
+    }
 }
 
 /// The frames of `pieces`, one after the other; a frame of two pieces comes twice.
@@ -318,14 +329,7 @@ impl Domain {
     fn leaf(&self, tables: &Tables, frame: u64) -> Option<Leaf> {
         let above = tables.above(self.unit.levels, frame)?;
         let table = above.load(Ordering::Relaxed) & ADDRESS;
-        if table == 0 {
-            return None;
-        }
-        let i = index(frame, 0);
-        Some(Leaf {
-            entry: entry(table, i),
-            users: entry(table + PAGE_SIZE, i),
-        })
+        (table != 0).then(|| Leaf::of(table, frame))
     }
 
     /// The same, with a table for it. `EIO`: it is too far. `ENOMEM`.
@@ -333,15 +337,16 @@ impl Domain {
         let above = tables.above(self.unit.levels, frame);
         let above = above.filter(|_| reaches(self.unit, frame));
         let above = above.ok_or(Errno::EIO)?;
-        if above.load(Ordering::Relaxed) == 0 {
-            let mut new = table(self.unit, LAST);
-            if spare == Spare::Take {
-                new = new.or_else(|| tables.take_spare());
-            }
-            self.unit
-                .write(above, new.ok_or(Errno::ENOMEM)? | READS | WRITES);
+        let mut last = above.load(Ordering::Relaxed) & ADDRESS;
+        if last == 0 {
+            let new = table(self.unit, LAST).or_else(|| match spare {
+                Spare::Take => tables.take_spare(),
+                Spare::Leave => None,
+            });
+            last = new.ok_or(Errno::ENOMEM)?;
+            self.unit.write(above, last | READS | WRITES);
         }
-        self.leaf(tables, frame).ok_or(Errno::EIO)
+        Ok(Leaf::of(last, frame))
     }
 
     /// Frees tables of the last level in which there is nothing, but for those that are put aside.
