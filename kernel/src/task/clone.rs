@@ -159,18 +159,17 @@ pub fn clone(frame: &mut TrapFrame, a: &CloneArgs) -> SysResult {
         *child.ctx.get() = arch::switch::prepare(at as u64 & !15, user_entry, 0);
     }
     let child = Arc::new(child);
-    let pidfd = match make_pidfd(me, &child, a) {
-        Ok(fd) => fd,
-        Err(e) => {
-            table::lock().release_pid(tid);
-            if a.flags & VM != 0
-                && let Some(space) = child.process.space()
-            {
-                space.count_process(false);
-            }
-            return Err(e);
+    // There is no child after all.
+    let unmake = |e| {
+        table::lock().release_pid(tid);
+        if a.flags & (VM | THREAD) == VM
+            && let Some(space) = child.process.space()
+        {
+            space.count_process(false);
         }
+        e
     };
+    let pidfd = make_pidfd(me, &child, a).map_err(unmake)?;
     let event = if a.flags & UNTRACED == 0 {
         ptrace::stop::clone_event(me, a.flags & VFORK != 0, a.exit_signal)
     } else {
@@ -181,12 +180,7 @@ pub fn clone(frame: &mut TrapFrame, a: &CloneArgs) -> SysResult {
         if let Some(fd) = pidfd {
             drop(me.files().remove(fd));
         }
-        if a.flags & (VM | THREAD) == VM
-            && let Some(space) = child.process.space()
-        {
-            space.count_process(false);
-        }
-        return Err(e);
+        return Err(unmake(e));
     }
     if a.flags & sys::CLONE_PARENT_SETTID as u64 != 0 {
         let _ = put_user(a.parent_tid, &tid);
@@ -262,8 +256,6 @@ fn publish(me: &Thread, child: &Arc<Thread>, a: &CloneArgs, traced: bool) -> Res
     if a.flags & THREAD != 0 {
         let mut s = p.sig.lock();
         if s.group_exit.is_some() || !s.exec.is_null() {
-            drop(s);
-            tasks.release_pid(tid);
             return Err(Errno::ERESTARTNOINTR);
         }
         s.add_thread(child);
@@ -273,7 +265,6 @@ fn publish(me: &Thread, child: &Arc<Thread>, a: &CloneArgs, traced: bool) -> Res
         }
     } else if super::fatal_signal_pending() {
         // Who kills all that use a space (`oom`) finds the child or has killed us.
-        tasks.release_pid(tid);
         return Err(Errno::ERESTARTNOINTR);
     } else {
         p.pgid.store(me.process.pgid(), Ordering::Relaxed);
