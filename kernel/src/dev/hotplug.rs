@@ -111,9 +111,7 @@ fn port(function: Function, at: u8, tells: bool) -> Option<()> {
 pub fn listen() {
     let ports = PORTS.lock().clone();
     for (me, port) in ports.iter().enumerate() {
-        if spawn_kernel_thread("hotplug", thread, me).is_ok() {
-            port.command(BUTTON_CALLS | CALLS, BUTTON_CALLS | CALLS);
-        } else {
+        if spawn_kernel_thread("hotplug", thread, me).is_err() {
             crate::warn!("pci {}: there is no memory for its thread", port.function);
         }
     }
@@ -181,8 +179,10 @@ impl Port {
     }
 }
 
+/// Nobody else gives the port commands: each changes some bits of one register.
 fn thread(me: usize) {
     let port = PORTS.lock()[me];
+    port.command(BUTTON_CALLS | CALLS, BUTTON_CALLS | CALLS);
     loop {
         let call = &port.call;
         let _ = call.wait_while(Sleep::Uninterruptible, None, || !port.is_pressed());
