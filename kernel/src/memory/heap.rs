@@ -209,7 +209,7 @@ fn spill(class: usize) {
     }
 }
 
-// SAFETY: objects are handed out once until they come back, as large and aligned as asked (`class_of`, arenas).
+// SAFETY: objects are handed out once until they come back, as large and aligned as asked (`class_of`, `has_frame`, arenas).
 unsafe impl GlobalAlloc for Heap {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
