@@ -11,7 +11,7 @@ pub mod kspace;
 mod regions;
 mod vmemmap;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bootloader_api::BootInfo;
 use mm::phys::{Phys, Zone};
@@ -31,14 +31,11 @@ pub const KSPACE: u64 = 0xffff_c900_0000_0000;
 /// All RAM.
 pub static PHYS: Phys = Phys::new();
 
-/// Free frames that a system call leaves to the kernel itself.
+/// Free frames that a system call leaves to the kernel itself; a user leaves as many again.
 const RESERVE: u64 = 256;
 
 static ASKED: AtomicU32 = AtomicU32::new(0);
 static SHORT: AtomicBool = AtomicBool::new(false);
-
-/// Frames that are set aside beside the reserve.
-static ASIDE: AtomicU64 = AtomicU64::new(0);
 
 /// Free frames that system calls and users leave alone while this is there: for work that nobody can be refused.
 pub struct Aside(u64);
@@ -46,16 +43,17 @@ pub struct Aside(u64);
 impl Aside {
     pub fn new(frames: u64) -> Result<Self, Errno> {
         headroom_for(frames)?;
-        let aside = ASIDE.fetch_add(frames, Ordering::Relaxed) + frames;
-        PHYS.set_reserve(2 * RESERVE + aside);
-        Ok(Aside(frames))
+        PHYS.grow_reserve(frames);
+        let aside = Aside(frames);
+        // Somebody may have taken them meanwhile, or set them aside, too.
+        headroom_for(0)?;
+        Ok(aside)
     }
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        let aside = ASIDE.fetch_sub(self.0, Ordering::Relaxed) - self.0;
-        PHYS.set_reserve(2 * RESERVE + aside);
+        PHYS.shrink_reserve(self.0);
     }
 }
 
@@ -86,7 +84,7 @@ pub fn init(info: &'static BootInfo) {
     });
     PHYS.make_zero_page(X86).expect("the zero page");
     crate::vsyscall::init();
-    PHYS.set_reserve(2 * RESERVE);
+    PHYS.grow_reserve(2 * RESERVE);
 }
 
 /// ENOMEM when free frames are under the kernel's reserve: asked before a call creates objects. Counting is
@@ -111,8 +109,7 @@ fn count_headroom() -> Result<(), Errno> {
 
 /// The same for a call that may take as many frames more; always counted.
 pub fn headroom_for(frames: u64) -> Result<(), Errno> {
-    let least = RESERVE + ASIDE.load(Ordering::Relaxed) + frames;
-    let short = || PHYS.free_frames(X86) < least;
+    let short = || PHYS.free_frames(X86) + RESERVE < PHYS.reserve() + frames;
     if !short() {
         return Ok(());
     }

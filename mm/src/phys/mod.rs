@@ -206,10 +206,18 @@ impl Phys {
         Some(())
     }
 
-    /// User pages and page tables are refused when the lists they would come from hold fewer than
-    /// `frames`: what signals and dying processes need must not hang on a victim's memory.
-    pub fn set_reserve(&self, frames: u64) {
-        self.reserve.store(frames, Relaxed);
+    /// User pages and page tables are refused when the lists they would come from hold fewer frames than
+    /// this: what signals and dying processes need must not hang on a victim's memory.
+    pub fn reserve(&self) -> u64 {
+        self.reserve.load(Relaxed)
+    }
+    /// So many more.
+    pub fn grow_reserve(&self, frames: u64) {
+        self.reserve.fetch_add(frames, Relaxed);
+    }
+    /// The end of a [`Phys::grow_reserve`].
+    pub fn shrink_reserve(&self, frames: u64) {
+        self.reserve.fetch_sub(frames, Relaxed);
     }
 
     /// One frame, or `None` when no list or cache that `want` may use has one.
@@ -265,11 +273,7 @@ impl Phys {
     #[cold]
     #[inline(never)]
     fn refill<H: Hw>(&self, hw: H, c: &mut Cache, from: &[Zone], modest: bool) -> Option<()> {
-        let keep = if modest {
-            self.reserve.load(Relaxed)
-        } else {
-            0
-        };
+        let keep = if modest { self.reserve() } else { 0 };
         for &z in from {
             let mut buddy = self.zones[z as usize].lock(hw);
             if buddy.free < keep {

@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 
 use kernel::arch::X86;
-use kernel::memory;
 use kernel::memory::kspace::{KernelStack, LargeStack};
+use kernel::memory::{self, Aside};
 use mm::addr::Order;
 use mm::phys::{Frame, Owned, Use};
 use mm::{Hw, Pfn};
@@ -181,3 +181,18 @@ ktest!(
     the_image_is_mapped_as_it_should,
     memory::kspace::check_protection()
 );
+
+// Several mounts may.
+ktest!(what_is_set_aside_is_counted, {
+    let reserve = || X86.phys().reserve();
+    let before = reserve();
+    let first = Aside::new(100).unwrap();
+    let second = Aside::new(7).unwrap();
+    assert_eq!(reserve(), before + 107);
+    drop(first);
+    assert_eq!(reserve(), before + 7);
+    assert!(Aside::new(free()).is_err());
+    assert_eq!(reserve(), before + 7);
+    drop(second);
+    assert_eq!(reserve(), before);
+});
