@@ -214,35 +214,8 @@ impl File {
         }
     }
 
-    /// Reads at the file's position and moves it.
-    #[inline]
-    pub fn read(&self, buf: &mut IoBuf<'_>) -> SysResult {
-        if !self.readable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return self.ops.read(self, buf, &mut 0);
-        }
-        let mut pos = self.pos.lock();
-        self.fits(*pos, buf)?;
-        self.ops.read(self, buf, &mut pos)
-    }
-
-    /// Writes at the file's position and moves it.
-    #[inline]
-    pub fn write(&self, buf: &mut IoBuf<'_>) -> SysResult {
-        if !self.writable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return self.ops.write(self, buf, &mut 0);
-        }
-        let mut pos = self.pos.lock();
-        self.fits(*pos, buf)?;
-        self.ops.write(self, buf, &mut pos)
-    }
-
     /// Moves bytes of `buf` at `pos`, or at the file's position.
+    #[inline]
     fn at(
         &self,
         buf: &mut IoBuf<'_>,
@@ -264,17 +237,52 @@ impl File {
         }
     }
 
+    /// Reads at the file's position and moves it.
+    #[inline]
+    pub fn read(&self, buf: &mut IoBuf<'_>) -> SysResult {
+        if !self.readable() {
+            return Err(Errno::EBADF);
+        }
+        self.read_from(buf, None)
+    }
+
+    /// Writes at the file's position and moves it.
+    #[inline]
+    pub fn write(&self, buf: &mut IoBuf<'_>) -> SysResult {
+        if !self.writable() {
+            return Err(Errno::EBADF);
+        }
+        self.at(buf, None, |buf, pos| self.ops.write(self, buf, pos))
+    }
+
+    /// Reads at `pos`, leaving the file's position alone.
+    pub fn read_at(&self, buf: &mut IoBuf<'_>, pos: u64) -> SysResult {
+        if !self.readable() {
+            return Err(Errno::EBADF);
+        }
+        self.read_from(buf, Some(pos))
+    }
+
+    /// Writes at `pos` (at the end with O_APPEND, as Linux does), leaving the file's position alone.
+    pub fn write_at(&self, buf: &mut IoBuf<'_>, pos: u64) -> SysResult {
+        if !self.writable() {
+            return Err(Errno::EBADF);
+        }
+        self.at(buf, Some(pos), |buf, pos| self.ops.write(self, buf, pos))
+    }
+
     /// Reads at `pos`, or at the file's position. The caller has looked whether it is readable.
+    #[inline]
     pub fn read_from(&self, buf: &mut IoBuf<'_>, pos: Option<u64>) -> SysResult {
         self.at(buf, pos, |buf, pos| self.ops.read(self, buf, pos))
     }
 
     /// The same as far as nothing has to be waited for: EAGAIN, or EOPNOTSUPP where that cannot be said.
     pub fn read_now(&self, buf: &mut IoBuf<'_>, pos: Option<u64>) -> SysResult {
-        let waits_for_others = self.waits_for_others();
-        self.at(buf, pos, |buf, pos| match waits_for_others {
-            true => self.ops.try_read(self, buf, pos),
-            false => self.ops.read_cached(self, buf, pos),
+        let kind = self.dentry().kind();
+        self.at(buf, pos, |buf, pos| match kind {
+            Kind::Regular | Kind::Block => self.ops.read_cached(self, buf, pos),
+            _ => self.ops.try_read(self, buf, pos),
         })
     }
 
@@ -293,11 +301,6 @@ impl File {
         })
     }
 
-    /// What a read waits for is no disk.
-    fn waits_for_others(&self) -> bool {
-        !matches!(self.dentry().kind(), Kind::Regular | Kind::Block)
-    }
-
     /// fsync. What could not be written since somebody asked last is reported once to each open file.
     pub fn fsync(&self) -> Result<(), Errno> {
         let synced = self.ops.fsync();
@@ -306,30 +309,6 @@ impl File {
             return synced;
         }
         synced.and(Err(Errno::new(now as u32).unwrap_or(Errno::EIO)))
-    }
-
-    /// Reads at `pos`, leaving the file's position alone.
-    pub fn read_at(&self, buf: &mut IoBuf<'_>, pos: u64) -> SysResult {
-        if !self.readable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return Err(Errno::ESPIPE);
-        }
-        self.fits(pos, buf)?;
-        self.ops.read(self, buf, &mut { pos })
-    }
-
-    /// Writes at `pos` (at the end with O_APPEND, as Linux does), leaving the file's position alone.
-    pub fn write_at(&self, buf: &mut IoBuf<'_>, pos: u64) -> SysResult {
-        if !self.writable() {
-            return Err(Errno::EBADF);
-        }
-        if !self.ops.seekable() {
-            return Err(Errno::ESPIPE);
-        }
-        self.fits(pos, buf)?;
-        self.ops.write(self, buf, &mut { pos })
     }
 
     /// Fills `buf` from `pos` for the kernel's own use (exec), whatever the file was opened for; returns how much
