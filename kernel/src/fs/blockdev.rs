@@ -161,7 +161,7 @@ impl Cache {
         writeback::register(&new);
         // Who looked for the disk before it went, and comes after.
         if self.emptied.load(Ordering::SeqCst) {
-            new.set_size(&mut can_wait(), 0);
+            self.empty();
         }
         new
     }
