@@ -29,8 +29,9 @@ use rsext4::file::{FileExtentState, FileExtentTarget, PreallocationOptions, Rang
 use rsext4::{Ext4Result, InodeNumber};
 use spin::Mutex as Spin;
 
+use super::Fs;
+use super::call::Volume;
 use super::io::{LENT, errno};
-use super::{Fs, Volume};
 use crate::arch::X86;
 use crate::dev::block::{Bounce, Memory, SECTOR, Way};
 use crate::fs::content::pages_of;

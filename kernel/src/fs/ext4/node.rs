@@ -1,28 +1,29 @@
-//! Inodes of ext4: names made, moved and removed; attributes; open directories.
+//! Inodes of ext4: names made, moved and removed; attributes.
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
-use linux_raw_sys::general as sys;
 use mm::Errno;
 use rsext4::{
-    DeviceNumber, DirectoryCursor, DirectoryEntryType, Ext4Error, Ext4ErrorKind, Ext4Result,
-    Ext4Timestamp, FileName, FilePermissions, InodeFlags, InodeInfo, InodeMetadataUpdate,
-    InodeNumber, MutationContext, RenameOptions, SpecialInodeKind, XattrNamespace, XattrSetMode,
+    DeviceNumber, DirectoryEntryType, Ext4Error, Ext4ErrorKind, Ext4Result, FileName,
+    FilePermissions, InodeInfo, InodeMetadataUpdate, InodeNumber, MutationContext, RenameOptions,
+    SpecialInodeKind,
 };
 
+use super::Fs;
+use super::call::Volume;
 use super::file::{Bytes, FileSource};
-use super::{Fs, Volume, catch_up};
+use super::times::{stamp, timestamp};
+use super::work::catch_up;
 use crate::arch::X86;
 use crate::fs::access;
-use crate::fs::attr::{Attr, AttrCell, AttrChange, Kind, Stamp, major, makedev, minor};
+use crate::fs::attr::{Attr, AttrCell, AttrChange, Kind, major, makedev, minor};
 use crate::fs::content::Content;
 use crate::fs::devfs;
 use crate::fs::fifo::Fifo;
-use crate::fs::file::File;
-use crate::fs::inode::{DirSink, FileOps, FsStat, Inode, Link, Object};
+use crate::fs::inode::{FileOps, FsStat, Inode, Link, Object};
 use crate::fs::mapped;
 use crate::fs::path::Path;
 use crate::fs::writeback;
@@ -41,21 +42,8 @@ pub struct Node {
     /// The directory's size.
     size: AtomicU64,
     /// Which of its times are others than the disk's.
-    late: AtomicU8,
+    pub late: AtomicU8,
     pub body: Body,
-}
-
-/// Bits of `late`.
-const CHANGED: u8 = 1;
-const MODIFIED: u8 = 2;
-const ACCESSED: u8 = 4;
-
-/// What the disk has yet to hear.
-pub struct Times {
-    pub atime: Option<Stamp>,
-    pub mtime: Option<Stamp>,
-    /// It changes with any; those that have not changed keep the nanoseconds that we have not read.
-    pub ctime: Stamp,
 }
 
 /// What is in it.
@@ -102,7 +90,7 @@ fn kind_of(info: &InodeInfo) -> Ext4Result<Kind> {
     }
 }
 
-fn entry_kind(of: DirectoryEntryType) -> Kind {
+pub fn entry_kind(of: DirectoryEntryType) -> Kind {
     match of {
         DirectoryEntryType::Directory => Kind::Directory,
         DirectoryEntryType::CharacterDevice => Kind::Char,
@@ -112,17 +100,6 @@ fn entry_kind(of: DirectoryEntryType) -> Kind {
         DirectoryEntryType::Symlink => Kind::Symlink,
         _ => Kind::Regular,
     }
-}
-
-fn stamp(sec: u32) -> Stamp {
-    Stamp {
-        sec: i64::from(sec),
-        nsec: 0,
-    }
-}
-
-pub fn timestamp(stamp: Stamp) -> Ext4Timestamp {
-    Ext4Timestamp::new(stamp.sec, stamp.nsec)
 }
 
 impl Node {
@@ -210,55 +187,10 @@ impl Node {
         self.attrs.set_links(u32::from(info.links));
     }
 
-    fn look_again(&self, volume: &mut Volume) -> Ext4Result<()> {
+    pub(super) fn look_again(&self, volume: &mut Volume) -> Ext4Result<()> {
         let info = volume.inode(self.number)?;
         self.renew(&info);
         Ok(())
-    }
-
-    /// The content has changed: the disk hears of it with the next sync.
-    pub fn modified(&self) {
-        self.attrs.touch();
-        self.late.fetch_or(CHANGED | MODIFIED, Ordering::AcqRel);
-    }
-
-    /// Only the inode has.
-    fn altered(&self) {
-        self.attrs.set(&AttrChange::default());
-        self.late.fetch_or(CHANGED, Ordering::AcqRel);
-    }
-
-    /// The content was read by way of `file`.
-    pub fn accessed(&self, file: &File) {
-        let mount = file.path().mnt.flags.load(Ordering::Relaxed);
-        let quiet = file.flags() & sys::O_NOATIME != 0
-            || mount & (sys::MS_NOATIME | sys::MS_RDONLY) != 0
-            || self.fs.read_only;
-        if !quiet && self.attrs.accessed_again() {
-            self.late.fetch_or(ACCESSED, Ordering::AcqRel);
-        }
-    }
-
-    /// Whether the disk has yet to hear of that.
-    pub fn is_late(&self) -> bool {
-        self.late.load(Ordering::Acquire) != 0
-    }
-
-    /// They are told now.
-    fn take_late(&self) -> Option<Times> {
-        let late = self.late.swap(0, Ordering::AcqRel);
-        let now = self.attrs.get(0, 0);
-        (late != 0).then(|| Times {
-            atime: (late & ACCESSED != 0).then_some(now.atime),
-            mtime: (late & MODIFIED != 0).then_some(now.mtime),
-            ctime: now.ctime,
-        })
-    }
-
-    /// The disk has the times of the content that it has.
-    pub fn write_times(&self) -> Result<(), Errno> {
-        let late = self.take_late();
-        late.map_or(Ok(()), |times| self.fs.write_time(self.number, &times))
     }
 
     /// Whose the new file is, and its mode.
@@ -349,30 +281,6 @@ fn make_name_room(volume: &mut Volume, dir: InodeNumber, name: FileName<'_>) -> 
     volume.reap_unlinked_inode(file.number)
 }
 
-/// Kinds of extended attributes. What means something to the kernel (`system.`) is not among them.
-const XATTRS: [(&[u8], XattrNamespace); 3] = [
-    (b"user.", XattrNamespace::User),
-    (b"trusted.", XattrNamespace::Trusted),
-    (b"security.", XattrNamespace::Security),
-];
-
-fn xattr_name(name: &[u8]) -> Result<(XattrNamespace, &[u8]), Errno> {
-    let known = XATTRS
-        .iter()
-        .find_map(|(prefix, space)| Some((*space, name.strip_prefix(*prefix)?)));
-    match known {
-        Some((_, [])) => Err(Errno::EINVAL),
-        known => known.ok_or(Errno::EOPNOTSUPP),
-    }
-}
-
-fn no_data(errno: Errno) -> Errno {
-    match errno {
-        Errno::ENOENT => Errno::ENODATA,
-        errno => errno,
-    }
-}
-
 impl Inode for Node {
     fn attr(&self) -> Attr {
         if let Body::File(file) = &self.body
@@ -406,11 +314,7 @@ impl Inode for Node {
         };
         self.fs
             .change(|volume| volume.update_inode_metadata(self.number, update))?;
-        self.attrs.set(change);
-        let times = [(change.atime, ACCESSED), (change.mtime, MODIFIED)];
-        let late = times.iter().filter(|(time, _)| time.is_some());
-        let late = late.fold(CHANGED, |bits, (_, bit)| bits | bit);
-        self.late.fetch_or(late, Ordering::AcqRel);
+        self.changed(change);
         Ok(())
     }
 
@@ -586,60 +490,19 @@ impl Inode for Node {
     }
 
     fn xattr(&self, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let (space, name) = xattr_name(name)?;
-        let value = self
-            .fs
-            .with(|volume| volume.get_xattr(self.number, space, name));
-        value.map_err(no_data)
+        self.get_xattr(name)
     }
 
     fn xattrs(&self) -> Result<Vec<Vec<u8>>, Errno> {
-        let names = self.fs.with(|volume| volume.list_xattrs(self.number))?;
-        let named = names.iter().filter_map(|name| {
-            let (prefix, _) = XATTRS.iter().find(|(_, space)| *space == name.namespace)?;
-            Some([*prefix, name.name.as_slice()].concat())
-        });
-        Ok(named.collect())
+        self.list_xattrs()
     }
 
     fn set_xattr(&self, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
-        let (space, name) = xattr_name(name)?;
-        if value.len() as u64 > self.fs.block {
-            // All of a file's are in its inode and in one block.
-            return Err(Errno::ENOSPC);
-        }
-        let mode = match (
-            flags & sys::XATTR_CREATE != 0,
-            flags & sys::XATTR_REPLACE != 0,
-        ) {
-            (false, false) => XattrSetMode::Upsert,
-            (true, false) => XattrSetMode::Create,
-            (false, true) => XattrSetMode::Replace,
-            (true, true) => {
-                let old = self
-                    .fs
-                    .with(|volume| volume.get_xattr(self.number, space, name));
-                return Err(old.map_or_else(no_data, |_| Errno::EEXIST));
-            }
-        };
-        let set = self.fs.change(|volume| {
-            volume.set_xattr(self.number, space, name, value, mode)?;
-            self.look_again(volume)
-        });
-        set.map_err(no_data)?;
-        self.altered();
-        Ok(())
+        self.put_xattr(name, value, flags)
     }
 
     fn remove_xattr(&self, name: &[u8]) -> Result<(), Errno> {
-        let (space, name) = xattr_name(name)?;
-        let removed = self.fs.change(|volume| {
-            volume.remove_xattr(self.number, space, name)?;
-            self.look_again(volume)
-        });
-        removed.map_err(no_data)?;
-        self.altered();
-        Ok(())
+        self.drop_xattr(name)
     }
 
     fn statfs(&self) -> FsStat {
@@ -673,68 +536,6 @@ impl Inode for Node {
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
-    }
-}
-
-/// Where a listing ends.
-const END: u64 = i64::MAX as u64;
-/// Names that are read at once.
-const BATCH: usize = 64;
-
-/// A position as Linux has it: an offset or, in a hashed directory, the hash.
-fn position(cursor: DirectoryCursor) -> u64 {
-    match cursor {
-        DirectoryCursor::Start => 0,
-        DirectoryCursor::Linear { offset } => offset,
-        DirectoryCursor::HTree { major, minor, .. } => {
-            u64::from(major >> 1) << 32 | u64::from(minor)
-        }
-        DirectoryCursor::End => END,
-    }
-}
-
-impl Node {
-    /// Entries of a directory, each with the position after it. Names with one hash come again when a listing stops
-    /// between them.
-    pub fn entries(&self, pos: &mut u64, sink: &mut dyn DirSink) -> Result<(), Errno> {
-        if !self.is_dir() {
-            return Err(Errno::ENOTDIR);
-        }
-        while *pos < END {
-            let from = *pos;
-            let entries = self.fs.with(|volume| {
-                let hashed = volume
-                    .inode(self.number)?
-                    .flags
-                    .contains(InodeFlags::DIRECTORY_INDEX);
-                let cursor = match (from, hashed) {
-                    (0, _) => DirectoryCursor::Start,
-                    (offset, false) => DirectoryCursor::Linear { offset },
-                    (hash, true) => DirectoryCursor::HTree {
-                        major: ((hash >> 32) as u32) << 1,
-                        minor: hash as u32,
-                        collision: 0,
-                    },
-                };
-                volume.read_directory(self.number, cursor, BATCH)
-            })?;
-            if entries.is_empty() {
-                *pos = END;
-            }
-            for entry in entries {
-                let next = position(entry.next_cursor);
-                let kind = entry_kind(entry.file_type);
-                if !sink.add(entry.inode.as_u64(), next, kind, &entry.name) {
-                    return Ok(());
-                }
-                *pos = next;
-            }
-            if *pos == from {
-                // As many names with one hash as fit into no buffer.
-                return Err(Errno::EIO);
-            }
-        }
-        Ok(())
     }
 }
 
