@@ -233,48 +233,27 @@ impl Device {
         (buf.left() as u64).min(self.bytes().saturating_sub(pos)) as usize
     }
 
-    /// Up to `len` bytes at `pos` straight from or to the caller's pages: `step` takes some at the front of a span, and says what
-    /// came of them, or why it could not have any. How many bytes, and that; but what the disk cannot do is an error of all.
-    fn direct(
-        &self,
-        buf: &mut IoBuf<'_>,
-        pos: u64,
-        len: usize,
-        step: impl Fn(Front<'_>, u64, u64) -> Result<SysResult, Errno>,
-    ) -> Result<(usize, Option<Errno>), Errno> {
-        let mask = u64::from(self.known.disk.block()) - 1;
-        // As Linux, whose disks take any memory that begins on a sector.
-        if pos & mask != 0 || !buf.is_aligned(mask) {
-            return Err(Errno::EINVAL);
-        }
+    /// Up to `len` bytes straight from or to the caller's pages, while he waits. What came before memory that cannot be pinned counts, if
+    /// all of it would be one bio on Linux; what the disk cannot do is an error of all.
+    fn wait_for(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize, way: Way) -> SysResult {
+        direct::aligned(self.known.disk, buf, *pos)?;
+        let long = buf.pages(len) > BIO_PAGES;
         let mut done = 0;
-        while done < len {
-            let Some(front) = buf.front() else {
-                break;
-            };
-            match step(front, pos + done as u64, (len - done) as u64) {
+        while done < len
+            && let Some(front) = buf.front()
+        {
+            match self.piece(front, *pos + done as u64, (len - done) as u64, way) {
                 Ok(moved) => {
                     let n = moved?;
                     buf.skip(n);
                     done += n;
                 }
-                Err(errno) => return Ok((done, Some(errno))),
+                Err(errno) if long || done == 0 => return Err(errno),
+                Err(_) => break,
             }
         }
-        Ok((done, None))
-    }
-
-    /// The same while the caller waits. What came before memory that cannot be pinned counts, if all of it would be one bio on Linux.
-    fn wait_for(&self, buf: &mut IoBuf<'_>, pos: &mut u64, len: usize, way: Way) -> SysResult {
-        let long = buf.pages(len) > BIO_PAGES;
-        let step = |front: Front<'_>, pos, most| self.piece(front, pos, most, way);
-        match self.direct(buf, *pos, len, step)? {
-            (done, Some(errno)) if long || done == 0 => Err(errno),
-            (done, _) => {
-                *pos += done as u64;
-                Ok(done)
-            }
-        }
+        *pos += done as u64;
+        Ok(done)
     }
 
     /// One transfer from or to what is in front; at most `most` bytes.
@@ -388,27 +367,29 @@ impl FileOps for Device {
         }
         let way = if write { Way::Drain } else { Way::Fill };
         let range = pos..pos + len as u64;
-        if let Err(errno) = self.settle(range.clone()) {
+        let Known { disk, landing, .. } = self.known;
+        let ready = self.settle(range.clone());
+        if let Err(errno) = ready.and_then(|()| direct::aligned(disk, buf, pos)) {
             return Some(Err(errno));
         }
-        let Known { disk, landing, .. } = self.known;
         let long = buf.pages(len) > BIO_PAGES;
-        let begun = self.direct(buf, pos, len, |front, pos, most| {
-            direct::launch(disk, landing, front, pos / SECTOR, most, way, job).map(Ok)
+        // Linux says no more of what would be several bios.
+        let told = |errno| match errno {
+            Errno::EFAULT if long => Errno::EIO,
+            errno => errno,
+        };
+        let begun = direct::launch_all(buf, len as u64, |front, done| {
+            let (sector, left) = ((pos + done) / SECTOR, len as u64 - done);
+            direct::launch(disk, landing, front, sector, left, way, job)
         });
         let (done, stopped) = match begun {
             Ok(begun) => begun,
-            Err(errno) => return Some(Err(errno)),
+            Err(errno) => return Some(Err(told(errno))),
         };
-        // Linux says no more of what would be several bios.
-        let stopped = stopped.map(|errno| match errno {
-            Errno::EFAULT if long => Errno::EIO,
-            errno => errno,
-        });
-        match stopped {
-            Some(errno) if done == 0 => return Some(Err(errno)),
-            Some(errno) if long => job.fail(errno),
-            _ => {}
+        if let Some(errno) = stopped
+            && long
+        {
+            job.fail(told(errno));
         }
         if write {
             job.keep(Overwritten(self.known.cache, range));

@@ -9,7 +9,7 @@ use mm::gup::{
 };
 use mm::{Errno, PAGE_SIZE};
 
-use super::iobuf::{Front, KeptSpan, LongPin, UserSpan};
+use super::iobuf::{Front, IoBuf, KeptSpan, LongPin, UserSpan};
 use crate::SysResult;
 use crate::arch::X86;
 use crate::dev::block::{Disk, Memory, PIECES, Way};
@@ -57,6 +57,15 @@ fn whole(len: u64, unit: u64) -> Result<u64, Errno> {
     match len - len % unit {
         0 => Err(Errno::EFAULT),
         len => Ok(len),
+    }
+}
+
+/// As Linux, whose disks take any memory that begins on a sector. EINVAL.
+pub fn aligned(disk: &dyn Disk, buf: &IoBuf<'_>, pos: u64) -> Result<(), Errno> {
+    let mask = u64::from(disk.block()) - 1;
+    match pos & mask == 0 && buf.is_aligned(mask) {
+        true => Ok(()),
+        false => Err(Errno::EINVAL),
     }
 }
 
@@ -143,4 +152,27 @@ pub fn launch(
     };
     disk.begin(request.ok_or(Errno::EFAULT)?);
     Ok(len as usize)
+}
+
+/// Begins up to `len` bytes of `buf`, each part by `step`, which hears how many came before it and says how many it has begun. How many all
+/// have, and why no more; an error if not even one has.
+pub fn launch_all(
+    buf: &mut IoBuf<'_>,
+    len: u64,
+    step: impl Fn(Front<'_>, u64) -> SysResult,
+) -> Result<(usize, Option<Errno>), Errno> {
+    let mut done = 0;
+    while (done as u64) < len
+        && let Some(front) = buf.front()
+    {
+        match step(front, done as u64) {
+            Ok(n) => {
+                buf.skip(n);
+                done += n;
+            }
+            Err(errno) if done == 0 => return Err(errno),
+            Err(errno) => return Ok((done, Some(errno))),
+        }
+    }
+    Ok((done, None))
 }

@@ -209,11 +209,7 @@ impl Node {
         if file.flags() & sys::O_DIRECT == 0 || buf.front().is_none() {
             return Ok(false);
         }
-        let mask = u64::from(self.fs.disk.block()) - 1;
-        match pos & mask == 0 && buf.is_aligned(mask) {
-            true => Ok(true),
-            false => Err(Errno::EINVAL),
-        }
+        direct::aligned(self.fs.disk, buf, pos).map(|()| true)
     }
 
     /// The caller shares `io`. `None`: not all of it is on the disk, in whole blocks that stay what they are.
@@ -244,24 +240,14 @@ impl Node {
             return Ok(None);
         }
         let flight = Flight::new(bytes, object, write.then_some(pos..end));
-        let mut at = pos;
-        while at < end
-            && let Some(front) = buf.front()
-        {
-            match regular.launch(front, at, end, way, job) {
-                Ok(n) => {
-                    buf.skip(n);
-                    at += n as u64;
-                }
-                Err(errno) if at == pos => return Err(errno),
-                Err(errno) => {
-                    job.fail(errno);
-                    break;
-                }
-            }
+        let (done, stopped) = direct::launch_all(buf, end - pos, |front, done| {
+            regular.launch(front, pos + done, end, way, job)
+        })?;
+        if let Some(errno) = stopped {
+            job.fail(errno);
         }
         job.keep(flight);
-        Ok(Some((at - pos) as usize))
+        Ok(Some(done))
     }
 
     fn write_locked(
