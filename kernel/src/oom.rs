@@ -53,7 +53,8 @@ pub fn out_of_memory(wait: &mut CanWait<X86>) {
         return;
     }
     // What can be read again; objects that nobody uses may still hold frames.
-    if writeback::shrink(wait, false) != 0
+    if memory::heap::give_back() != 0
+        || writeback::shrink(wait, false) != 0
         || writeback::shrink(wait, true) != 0
         || mm::phys::slab::shrink(X86) != 0
     {

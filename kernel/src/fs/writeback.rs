@@ -93,6 +93,7 @@ fn thread(_: usize) {
         sync(&mut can_wait());
         // Names, too.
         super::ext4::commit();
+        memory::heap::give_back();
     }
 }
 

@@ -5,7 +5,9 @@
 //! with the class's depot, so that allocation and freeing take a few instructions whoever frees. The kernel
 //! is not preempted and no interrupt handler allocates, so a CPU's magazines need no lock.
 //! Up to a page: a frame each, so that who counts frames knows whether there is room (blocks of file systems).
-//! Above: `linked_list_allocator` arenas, each a block of frames; for cold objects only.
+//! Above: `linked_list_allocator` arenas, each a block of frames or, where memory is in pieces, single frames that are mapped in a
+//! row; for cold objects only. The direct map has no such row in one piece: no device is given heap memory. A row that holds nothing stays
+//! until [`give_back`]: every CPU must forget it, and who frees may hold any lock.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -15,7 +17,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use linked_list_allocator::Heap as Arena;
 use mm::{Hw, Pfn};
 
-use super::{direct, frames};
+use super::{direct, frames, kspace};
 use crate::arch::{self, MAX_CPUS, X86};
 use crate::sync::IrqLock;
 
@@ -275,64 +277,121 @@ unsafe fn large_free(ptr: *mut u8, layout: Layout) {
 
 struct Span {
     start: usize,
-    order: u8,
+    pages: usize,
     arena: Arena,
 }
 
+impl Span {
+    fn take(&mut self, layout: Layout) -> Option<*mut u8> {
+        let was_empty = self.is_empty();
+        let p = self.arena.allocate_first_fit(layout).ok()?;
+        if was_empty {
+            ARENA_FRAMES.fetch_add(self.pages, Ordering::Relaxed);
+        }
+        Some(p.as_ptr())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.arena.used() == 0
+    }
+
+    /// Single frames in a row.
+    fn is_row(&self) -> bool {
+        self.start as u64 >= kspace::ROWS
+    }
+
+    fn has(&self, ptr: *mut u8) -> bool {
+        (self.start..self.start + self.pages * PAGE).contains(&(ptr as usize))
+    }
+}
+
+/// Each has addresses of its own for a row.
+enum Slot {
+    Free,
+    /// Its row comes, or goes.
+    Busy,
+    Used(Span),
+}
+
+const SLOTS: usize = 1024;
+/// Bytes of a row at most.
+const ROW: usize = ((kspace::DEVICES - kspace::ROWS) / SLOTS as u64) as usize;
+
 struct Arenas {
-    spans: [Option<Span>; 128],
+    slots: [Slot; SLOTS],
+}
+
+impl Arenas {
+    /// Makes the first slot busy whose state is as `wanted`: which, and what it was.
+    fn claim(&mut self, wanted: impl Fn(&Slot) -> bool) -> Option<(usize, Slot)> {
+        let n = self.slots.iter().position(wanted)?;
+        Some((n, core::mem::replace(&mut self.slots[n], Slot::Busy)))
+    }
 }
 
 /// Taken with interrupts off, but never by a handler.
 static ARENAS: IrqLock<Arenas> = IrqLock::new(Arenas {
-    spans: [const { None }; 128],
+    slots: [const { Slot::Free }; SLOTS],
 });
 
-/// Frames that an arena is made of at least.
-const SPAN_ORDER: u8 = 6;
+/// Frames that an arena is made of at least, if there are as many.
+const SPAN: usize = 64;
 const MAX_ORDER: u8 = 10;
+
+/// As many pages in a row, or a few more, for slot `n`: the first byte, and how many.
+fn pages_for(n: usize, pages: usize) -> Option<(usize, usize)> {
+    let order = pages.next_power_of_two().trailing_zeros() as u8;
+    if order <= MAX_ORDER
+        && let Some(pa) = frames::alloc(order)
+    {
+        return Some((direct(pa) as usize, 1 << order));
+    }
+    // What no block is large enough for leaves the kernel its reserve.
+    if order > MAX_ORDER && X86.phys().free_frames(X86) < super::RESERVE + pages as u64 {
+        return None;
+    }
+    let start = kspace::ROWS + (n * ROW) as u64;
+    kspace::map_row(start, pages as u64)?;
+    Some((start as usize, pages))
+}
 
 #[cold]
 fn arena_alloc(layout: Layout) -> *mut u8 {
     let mut arenas = ARENAS.lock();
-    for span in arenas.spans.iter_mut().flatten() {
-        if let Ok(p) = span.arena.allocate_first_fit(layout) {
-            return p.as_ptr();
+    for slot in &mut arenas.slots {
+        if let Slot::Used(span) = slot
+            && let Some(p) = span.take(layout)
+        {
+            return p;
         }
     }
     let needed = layout
         .size()
         .saturating_add(layout.align())
         .saturating_add(64);
-    let pages = needed.div_ceil(PAGE).next_power_of_two();
-    let order = (pages.trailing_zeros() as u8).max(SPAN_ORDER);
-    let Some(slot) = arenas.spans.iter_mut().find(|s| s.is_none()) else {
-        return null_mut();
-    };
-    if order > MAX_ORDER {
+    if needed > ROW {
         return null_mut();
     }
-    // A smaller one where memory is in pieces.
-    let least = pages.trailing_zeros() as u8;
-    let found = (least..=order)
-        .rev()
-        .find_map(|order| Some((frames::alloc(order)?, order)));
-    let Some((pa, order)) = found else {
+    let Some((n, _)) = arenas.claim(|slot| matches!(slot, Slot::Free)) else {
         return null_mut();
     };
-    ARENA_FRAMES.fetch_add(1 << order, Ordering::Relaxed);
-    let start = direct(pa) as usize;
-    let mut arena = Arena::empty();
-    // SAFETY: a block of ours, for as long as the arena lives.
-    unsafe { arena.init(start as *mut u8, PAGE << order) };
-    let got = arena
-        .allocate_first_fit(layout)
-        .map_or(null_mut(), |p| p.as_ptr());
-    *slot = Some(Span {
-        start,
-        order,
-        arena,
-    });
+    drop(arenas);
+    let least = needed.div_ceil(PAGE);
+    let found = pages_for(n, least.max(SPAN)).or_else(|| pages_for(n, least));
+    let (mut slot, mut got) = (Slot::Free, null_mut());
+    if let Some((start, pages)) = found {
+        let mut arena = Arena::empty();
+        // SAFETY: pages of ours, for as long as the arena lives.
+        unsafe { arena.init(start as *mut u8, pages * PAGE) };
+        let mut span = Span {
+            start,
+            pages,
+            arena,
+        };
+        got = span.take(layout).unwrap_or(null_mut());
+        slot = Slot::Used(span);
+    }
+    ARENAS.lock().slots[n] = slot;
     got
 }
 
@@ -341,25 +400,44 @@ fn arena_alloc(layout: Layout) -> *mut u8 {
 #[cold]
 unsafe fn arena_free(ptr: *mut u8, layout: Layout) {
     let mut arenas = ARENAS.lock();
-    for slot in &mut arenas.spans {
-        let Some(span) = slot else { continue };
-        if (span.start..span.start + (PAGE << span.order)).contains(&(ptr as usize)) {
-            // SAFETY: it came from this arena.
-            unsafe { span.arena.deallocate(NonNull::new_unchecked(ptr), layout) };
-            if span.arena.used() == 0 {
-                let (start, order) = (span.start as u64, span.order);
-                *slot = None;
-                ARENA_FRAMES.fetch_sub(1 << order, Ordering::Relaxed);
-                // SAFETY: nothing of the arena is in use.
-                unsafe { frames::free(start - super::DIRECT_MAP, order) };
-            }
-            return;
+    for slot in &mut arenas.slots {
+        let Slot::Used(span) = slot else { continue };
+        if !span.has(ptr) {
+            continue;
         }
+        // SAFETY: it came from this arena.
+        unsafe { span.arena.deallocate(NonNull::new_unchecked(ptr), layout) };
+        if span.is_empty() {
+            ARENA_FRAMES.fetch_sub(span.pages, Ordering::Relaxed);
+            if !span.is_row() {
+                let (start, pages) = (span.start as u64, span.pages);
+                *slot = Slot::Free;
+                // SAFETY: nothing of the arena is in use.
+                unsafe { frames::free(start - super::DIRECT_MAP, pages.trailing_zeros() as u8) };
+            }
+        }
+        return;
     }
     panic!("freed {ptr:p}, which no arena has");
 }
 
-/// Frames that the heap has.
+/// Gives rows that hold nothing back to the frame allocator; how many frames. Thread context, interrupts on, no lock held.
+pub fn give_back() -> u64 {
+    let unused = |slot: &Slot| matches!(slot, Slot::Used(span) if span.is_row() && span.is_empty());
+    let mut given = 0;
+    loop {
+        let claimed = ARENAS.lock().claim(unused);
+        let Some((n, Slot::Used(span))) = claimed else {
+            return given;
+        };
+        // SAFETY: the slot's row from `pages_for`; nothing is in it, and nothing comes while the slot is busy.
+        unsafe { kspace::unmap_row(span.start as u64, span.pages as u64) };
+        ARENAS.lock().slots[n] = Slot::Free;
+        given += span.pages as u64;
+    }
+}
+
+/// Frames that the heap has; a row that holds nothing is not among them.
 pub fn frames_held() -> u64 {
     let kinds = [&SLAB_FRAMES, &PAGE_FRAMES, &ARENA_FRAMES];
     let held: usize = kinds.iter().map(|n| n.load(Ordering::Relaxed)).sum();

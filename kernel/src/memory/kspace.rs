@@ -1,4 +1,4 @@
-//! The kernel half: its root, what is mapped in it, and kernel stacks.
+//! The kernel half: its root, what is mapped in it, kernel stacks, and frames in a row for the heap.
 //!
 //! Every top-level entry of the kernel half that is ever used is filled at boot and never changes, so a
 //! user root copies entries 256 to 511 once. Tables below are added, never freed. Kernel stacks have an
@@ -28,8 +28,10 @@ const TABLE: u64 = PRESENT | WRITABLE | 0x20;
 const STACK_SIZE: u64 = 16 << 10;
 const STACK_ORDER: u8 = 2;
 const STACK_SLOT: u64 = 2 * STACK_SIZE;
-/// Device registers, in the upper part of the same top-level entry.
-const DEVICES: u64 = super::KSPACE + (256 << 30);
+/// Frames in a row, above the stacks in the same top-level entry; who maps some shares the addresses out.
+pub(super) const ROWS: u64 = super::KSPACE + (128 << 30);
+/// Device registers, in the upper part.
+pub(super) const DEVICES: u64 = super::KSPACE + (256 << 30);
 
 /// Size of a leaf.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -401,7 +403,7 @@ impl KernelStack {
         };
         let slot = hole.unwrap_or_else(|| SLOTS.fetch_add(1, Ordering::Relaxed));
         let bottom = super::KSPACE + slot as u64 * STACK_SLOT + STACK_SIZE;
-        assert!(bottom < DEVICES);
+        assert!(bottom < ROWS);
         let give_back = || {
             let mut holes = HOLES.lock();
             let at = holes.len;
@@ -456,6 +458,50 @@ impl Drop for KernelStack {
     }
 }
 
+/// Maps single frames at `pages` addresses in a row, where nothing is mapped.
+pub(super) fn map_row(start: u64, pages: u64) -> Option<()> {
+    for at in (0..pages).map(|n| start + (n << 12)) {
+        let pa = frames::alloc(0);
+        let mapped = pa.and_then(|pa| map(at, pa, Leaf::Small, DATA, &mut frames::alloc_zeroed));
+        if mapped.is_none() {
+            let done = (start..at).step_by(4096).filter_map(|done| {
+                let pa = translate(done);
+                unmap(done);
+                pa
+            });
+            // Nobody has touched the addresses, so no CPU has cached them.
+            // SAFETY: unmapped, ours.
+            pa.into_iter()
+                .chain(done)
+                .for_each(|pa| unsafe { frames::free(pa, 0) });
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Unmaps such a row and frees its frames. Thread context, interrupts on.
+///
+/// # Safety
+/// `map_row` mapped it, and nobody uses it any more.
+pub(super) unsafe fn unmap_row(start: u64, pages: u64) {
+    const AT_ONCE: u64 = 64;
+    let end = start + (pages << 12);
+    for first in (start..end).step_by((AT_ONCE << 12) as usize) {
+        let last = end.min(first + (AT_ONCE << 12));
+        let mut row = [0u64; AT_ONCE as usize];
+        for (va, pa) in (first..last).step_by(4096).zip(&mut row) {
+            *pa = translate(va).expect("a mapped row");
+            unmap(va);
+        }
+        arch::flush_kernel(first, last);
+        for pa in &row[..((last - first) >> 12) as usize] {
+            // SAFETY: `map_row` took it; unmapped, and every CPU has forgotten it.
+            unsafe { frames::free(*pa, 0) };
+        }
+    }
+}
+
 /// Slots of a large stack.
 const LARGE: usize = 4;
 
@@ -479,27 +525,10 @@ impl LargeStack {
         drop(unused);
         let first = super::KSPACE + SLOTS.fetch_add(LARGE, Ordering::Relaxed) as u64 * STACK_SLOT;
         let top = first + LARGE as u64 * STACK_SLOT;
-        assert!(top < DEVICES);
+        assert!(top < ROWS);
         let bottom = first + STACK_SIZE;
-        for at in (bottom..top).step_by(4096) {
-            let pa = frames::alloc(0);
-            let mapped =
-                pa.and_then(|pa| map(at, pa, Leaf::Small, DATA, &mut frames::alloc_zeroed));
-            if mapped.is_none() {
-                // The addresses are lost; there are plenty.
-                let done = (bottom..at).step_by(4096).filter_map(|done| {
-                    let pa = translate(done);
-                    unmap(done);
-                    pa
-                });
-                // Nobody has touched the addresses, so no CPU has cached them.
-                // SAFETY: unmapped, ours.
-                pa.into_iter()
-                    .chain(done)
-                    .for_each(|pa| unsafe { frames::free(pa, 0) });
-                return None;
-            }
-        }
+        // Where there is no memory the addresses are lost; there are plenty.
+        map_row(bottom, (top - bottom) >> 12)?;
         Some(LargeStack { top })
     }
 

@@ -25,7 +25,7 @@ pub use initrd::{boot_file, cmdline, ramdisk};
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// The frame descriptors, indexed by frame number.
 pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
-/// Kernel stacks and device registers.
+/// Kernel stacks, frames in a row and device registers.
 pub const KSPACE: u64 = 0xffff_c900_0000_0000;
 
 /// All RAM.
@@ -155,11 +155,12 @@ pub fn totals() -> (u64, u64) {
     (PHYS.managed_frames(X86), PHYS.free_frames(X86))
 }
 
-/// Gives back what caches of the kernel proper hold: heap magazines, kernel stacks, tables for devices. Thread context.
+/// Gives back what caches of the kernel proper hold: heap magazines and rows, kernel stacks, tables for devices. Thread context.
 pub fn trim() {
     crate::dev::iommu::trim();
     kspace::trim();
     heap::trim();
+    heap::give_back();
 }
 
 /// Frames of a zone: free in its lists, and managed.

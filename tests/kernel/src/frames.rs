@@ -130,6 +130,74 @@ ktest!(the_heap_gives_everything_back, {
     assert!(after + 64 >= before, "{} frames are gone", before - after);
 });
 
+ktest!(large_objects_are_made_of_single_frames, {
+    let before = free();
+    let phys = X86.phys();
+    let give = |pfn| {
+        // SAFETY: taken below, order 0, ours alone.
+        phys.free(X86, unsafe { Frame::from_raw(pfn, Order::ZERO) });
+    };
+    // All memory, as two lists through the frames: those with an odd number and those with an even one.
+    let mut lists = [Pfn(0); 2];
+    while let Some(frame) = phys.alloc(X86, Use::Kernel) {
+        let pfn = frame.into_pfn();
+        let list = &mut lists[(pfn.0 & 1) as usize];
+        bytes(pfn)[..8].copy_from_slice(&list.0.to_ne_bytes());
+        *list = pfn;
+    }
+    let mut back = |parity: usize| {
+        let pfn = lists[parity];
+        if pfn.0 == 0 {
+            return false;
+        }
+        lists[parity] = Pfn(u64::from_ne_bytes(bytes(pfn)[..8].try_into().unwrap()));
+        give(pfn);
+        true
+    };
+    // No two of them are neighbours.
+    (0..2000).for_each(|_| assert!(back(1)));
+    let in_pieces = phys
+        .alloc_order(X86, Order::new(1).unwrap(), Use::Kernel)
+        .is_none();
+    let held = memory::heap::frames_held();
+    let mut large = Vec::<u64>::new();
+    let made = large.try_reserve_exact(5 << 17);
+    large.extend(0..if made.is_ok() { 5 << 17 } else { 0 });
+    let right = large.iter().enumerate().all(|(i, n)| i as u64 == *n);
+    let start = large.as_ptr() as u64;
+    let grown = memory::heap::frames_held() - held;
+    drop(large);
+    let left = memory::heap::frames_held();
+    // Those that nobody uses go to who asks next, and back.
+    let another = Vec::<u8>::with_capacity(1 << 20);
+    let next = another.as_ptr() as u64;
+    let there = memory::kspace::translate(next).is_some();
+    drop(another);
+    memory::trim();
+    let gone = memory::kspace::translate(start).is_none();
+    while back(0) || back(1) {}
+    assert!(in_pieces && made.is_ok() && right);
+    assert!(there && gone);
+    assert!(
+        grown > 5 << 8 && left == held && next == start,
+        "{grown} frames, {next:x}"
+    );
+    // Tables of the kernel half stay.
+    assert!(free() + 6 >= before, "{} frames are gone", before - free());
+});
+
+ktest!(objects_are_larger_than_any_block, {
+    let before = free();
+    let large = alloc::vec![7u8; 9 << 20];
+    assert!(large.iter().all(|byte| *byte == 7));
+    drop(large);
+    // More than there are addresses for, or frames.
+    for bytes in [1usize << 30, (before as usize) << 12] {
+        assert!(Vec::<u8>::new().try_reserve_exact(bytes).is_err());
+    }
+    assert!(free() + 16 >= before, "{} frames are gone", before - free());
+});
+
 ktest!(kernel_stacks_have_guards, {
     let before = free();
     let stacks: Vec<KernelStack> = (0..40).map(|_| KernelStack::new().unwrap()).collect();
