@@ -60,6 +60,8 @@ points! {
     SlowUnlocked "slow.unlocked",
     /// The last user of a file system is gone, and nobody knows that it is to be unmounted.
     Unmount "unmount.last",
+    /// A disk is claimed by who mounts it, and has not been read.
+    Mount "mount.claimed",
     /// A device has done with a request, and its pages are still pinned.
     Landed "flight.landed",
 }

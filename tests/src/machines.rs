@@ -37,7 +37,8 @@ use crate::iommu::{
 use crate::screen::a_picture_is_on_the_screen;
 use crate::unplug::{
     a_disk_is_taken_out_before_the_first_program, a_disk_is_taken_out_on_four_cpus,
-    a_disk_is_taken_out_on_one_cpu, a_disk_is_taken_out_on_two_cpus, a_mounted_disk_is_taken_out,
+    a_disk_is_taken_out_on_one_cpu, a_disk_is_taken_out_on_two_cpus,
+    a_disk_is_taken_out_while_it_is_mounted, a_mounted_disk_is_taken_out,
     a_silent_disk_is_taken_out, an_edu_is_taken_out, an_nvme_disk_is_taken_out,
     disks_are_taken_out_behind_an_iommu,
 };
@@ -136,6 +137,7 @@ tests!["machine":
     an_nvme_disk_is_taken_out,
     disks_are_taken_out_behind_an_iommu,
     an_edu_is_taken_out,
+    a_disk_is_taken_out_while_it_is_mounted,
     a_mounted_disk_is_taken_out,
     a_silent_disk_is_taken_out,
     a_disk_is_taken_out_before_the_first_program,

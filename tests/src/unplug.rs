@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// The button is pressed before the machine begins.
 const EARLY: &str = "early";
+/// While somebody mounts the disk.
+const MOUNTING: &str = "mounting";
 
 /// A machine that has a slot, and whose slots are the ports' own business instead of ACPI's.
 const SLOT: [&str; 6] = [
@@ -101,7 +103,8 @@ fn taken_out(
     says_ok(&outcome)?;
     out?;
     bus.check(&outcome)?;
-    let stacks = if what[0] == "ext4" { 160 } else { 0 }; // of the mount and its thread
+    let mounts = ["ext4", MOUNTING].contains(&what[0]);
+    let stacks = if mounts { 160 } else { 0 }; // of the mount and its thread
     frames_are_back(&outcome, stacks)?;
     Ok(outcome)
 }
@@ -185,6 +188,14 @@ fn mounted(more: &[&str]) -> Verdict {
 pub fn a_mounted_disk_is_taken_out() -> Verdict {
     mounted(&[])?;
     mounted(&["nameless"])
+}
+
+/// Who takes the disk out waits for who is mounting it, and unmounts it.
+pub fn a_disk_is_taken_out_while_it_is_mounted() -> Verdict {
+    let image = volume("unplug.mounting", 64, "4096", |_| Ok(()))?;
+    let disk = Kind::Virtio.disk("mounting", &raw(&image.0));
+    taken_out(&[MOUNTING, "/dev/vdb"], disk, ".mounting", 2, Bus::Plain)?;
+    tool("e2fsck", &["-fn", &image.0.to_string_lossy()]).map(drop)
 }
 
 /// A button that is pressed before anybody hears it: the device goes when the machine has started.

@@ -1,7 +1,7 @@
 // unplug DISK OTHER: DISK is taken out by the host while it has 32 requests, a thread reads it, and pages of its cache are dirty; the
 // host presses the button when it finds a mark on OTHER, which notices nothing, and leaves one there when it has DISK, whose image it
 // looks at afterwards. unplug edu OTHER: the same of a device that is at work. unplug ext4 OTHER DISK [nameless]: files on DISK are in
-// use, one that has no name among them. unplug silent OTHER DISK: it does not answer. unplug early OTHER DISK: the button is pressed
+// use, one that has no name among them. unplug mounting OTHER DISK: somebody is mounting it. unplug silent OTHER DISK: it does not answer. unplug early OTHER DISK: the button is pressed
 // before the machine begins. Checks itself.
 #include "t.h"
 #include <linux/aio_abi.h>
@@ -155,6 +155,30 @@ static void files(int nameless) {
   CHECK(mount(disk, "/mnt", "ext4", 0, 0) == -1 && errno == ENOENT);
 }
 
+// The disk's button is pressed while somebody stands in the middle of mounting it: his file system is left clean, too.
+#define CLAIMED "mount.claimed"
+static void mounting(void) {
+  struct stat st;
+  int status;
+  char *p = anon(PG);
+  pid_t mounter = fork();
+  if (!mounter) {
+    CHECK((!mkdir("/mnt", 0700) || errno == EEXIST) && race("arm", CLAIMED));
+    // It may be gone as soon as it is there.
+    if (mount(disk, "/mnt", "ext4", 0, 0)) CHECK(errno == EIO);
+    else CHECK(!umount("/mnt"));
+    _exit(0);
+  }
+  while (!stands(CLAIMED)) CHECK(!waitpid(mounter, &status, WNOHANG));
+  mark();
+  while (!stat(disk, &st)) sched_yield();
+  CHECK(errno == ENOENT);
+  // It would be out long before the other disk has done all this.
+  for (int i = 0; i < 5000; i++) CHECK(pread(other, p, PG, i % 500 * PG) == (long)PG);
+  CHECK(pread(other, p, PG, MARK_AT + PG) == (long)PG && race("release", CLAIMED));
+  CHECK(strcmp(p, "out") && waitpid(mounter, &status, 0) == mounter && !status);
+}
+
 static void silent(void) {
   aio_context_t c = 0;
   struct iocb b[DEEP], *l[DEEP];
@@ -181,6 +205,7 @@ int main(int argc, char **argv) {
   disk = argc > 3 ? argv[3] : argv[1];
   if (!strcmp(argv[1], "edu")) edu();
   else if (!strcmp(argv[1], "ext4")) files(argc > 4);
+  else if (!strcmp(argv[1], "mounting")) mounting();
   else if (!strcmp(argv[1], "silent")) { d = open(disk, O_RDONLY | O_DIRECT); CHECK(d >= 0); silent(); }
   else if (strcmp(argv[1], "early")) disks();
   wait_until_it_is_out();

@@ -108,6 +108,7 @@ pub fn mount(known: Known, read_only: bool) -> Result<Arc<Dentry>, Errno> {
         Err(claim) => {
             // With the claim: who has the disk go waits for it (`leave`), or has said so already.
             block::known(known.major, known.minor).ok_or(Errno::ENXIO)?;
+            point(X86, Point::Mount);
             let fs = Fs::new(claim, known, read_only)?;
             mounted::enter(&fs);
             fs
