@@ -58,6 +58,7 @@ check: setup
 	$(CARGO) clippy --quiet --package kernel --package loader --target x86_64-unknown-none -- -D warnings
 	$(CARGO) clippy --quiet --package test-kernel --target x86_64-unknown-none -- -D warnings
 
+docs: export RUSTDOCFLAGS := -D warnings
 docs:
 	$(CARGO) doc --quiet --no-deps
 	$(CARGO) doc --quiet --no-deps --package kernel --package loader --target x86_64-unknown-none
