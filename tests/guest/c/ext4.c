@@ -304,12 +304,14 @@ static void attributes(void) {
   CHECK(!setxattr(M "x", "trusted.root", "only", 4, 0) && !setxattr(M "dir", "user.of a directory", "", 0, 0) && is(M "dir", "user.of a directory", "", 0));
   ssize_t n = flistxattr(f, names, sizeof names);
   CHECK(n == flistxattr(f, 0, 0) && n == sizeof "user.mime" + sizeof "user.long" + sizeof "trusted.root" && flistxattr(f, names, n - 1) == -1 && errno == ERANGE);
+  CHECK(!mkdir(M "sticky", 0) && !chmod(M "sticky", 01777));
   pid_t c = fork();
   if (!c) {
     // Somebody else.
     CHECK(!chmod(M "x", 0644) && !setuid(77) && getxattr(M "x", "trusted.root", b, 10) == -1 && errno == ENODATA && is(M "x", "user.mime", "text/plain", 10));
     CHECK(setxattr(M "x", "user.mime", "y", 1, 0) == -1 && errno == EACCES && setxattr(M "x", "trusted.root", "y", 1, 0) == -1 && errno == EPERM);
     CHECK(listxattr(M "x", 0, 0) == n - (ssize_t)sizeof "trusted.root");
+    CHECK(setxattr(M "sticky", "user.x", "y", 1, 0) == -1 && errno == EPERM && getxattr(M "sticky", "user.x", b, 10) == -1 && errno == ENODATA);
     _exit(0);
   }
   int status;
