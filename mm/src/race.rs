@@ -3,6 +3,7 @@
 //! A [`Point`] is a named place in a protocol. A test *arms* it; the first thread that comes by *stands* there,
 //! spinning with whatever it holds (interrupts off in a lockless walk, a lock in a modifier), until the test
 //! *releases* it. So the other side of the race runs on another CPU, and an interleaving is forced, not hoped for.
+//! Where nothing is held ([`point_unlocked`]) it gives its CPU away meanwhile, and one CPU is enough.
 //!
 //! [`planted`] tells whether this run shall have a historic bug again, by its number in the SPEC: each test of
 //! a BUG-n must fail with bug n planted. One at a time.
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 use crate::hw::Cpu;
+use crate::wait::CanWait;
 
 macro_rules! points {
     ($($(#[$doc:meta])* $id:ident $name:literal),* $(,)?) => {
@@ -58,6 +60,10 @@ points! {
     Writeback "writeback.cleaned",
     /// The slow walk has lost the mmap lock and not taken it again.
     SlowUnlocked "slow.unlocked",
+    /// A page is about to be read in, or made ready to be written, for who has let go of every lock.
+    FaultUnlocked "fault.unlocked",
+    /// A page was read in, and nobody can find it yet.
+    PageRead "page.read",
     /// The last user of a file system is gone, and nobody knows that it is to be unmounted.
     Unmount "unmount.last",
     /// A disk is claimed by who mounts it, and has not been read.
@@ -79,9 +85,20 @@ pub fn point<C: Cpu>(hw: C, at: Point) {
     #[cfg(feature = "sim")]
     hw.pause(at);
     #[cfg(feature = "race")]
-    script::pass(hw, at);
+    script::pass(at, || hw.spin_hint());
     #[cfg(not(feature = "race"))]
     let _ = (hw, at);
+}
+
+/// The same where one may sleep: others run on this CPU while the thread stands.
+#[inline(always)]
+pub fn point_unlocked<C: Cpu>(wait: &mut CanWait<C>, at: Point) {
+    #[cfg(feature = "sim")]
+    wait.hw().pause(at);
+    #[cfg(feature = "race")]
+    script::pass(at, || wait.hw().cond_resched());
+    #[cfg(not(feature = "race"))]
+    let _ = (wait, at);
 }
 
 /// Whether BUG-`n` is planted.
@@ -100,7 +117,6 @@ pub fn planted(n: u8) -> bool {
 #[cfg(feature = "race")]
 pub mod script {
     use super::Point;
-    use crate::hw::Cpu;
     use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
 
     const IDLE: u32 = 0;
@@ -149,10 +165,10 @@ pub mod script {
         }
     }
 
-    pub(super) fn pass<C: Cpu>(hw: C, at: Point) {
+    pub(super) fn pass(at: Point, meanwhile: impl Fn()) {
         if let Some(mine) = step(at, ARMED, STANDING) {
             while STATE[at as usize].load(SeqCst) == mine {
-                hw.spin_hint();
+                meanwhile();
             }
         }
     }

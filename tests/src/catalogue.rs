@@ -155,6 +155,7 @@ pub const ALONE: &[Program] = &[
     c("ext4"),
     c("calls"),
     c("flights"),
+    c("meanwhile"),
     c("aio"),
     c("edu"),
     c("stray"),

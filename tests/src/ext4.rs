@@ -38,6 +38,9 @@ tests!["ext4":
     flights_on_four_cpus,
     nvme_flights_on_four_cpus,
     who_takes_blocks_away_waits_for_flights,
+    lock_5_the_mapping_changes_on_one_cpu,
+    lock_5_the_mapping_changes_on_two_cpus,
+    lock_5_the_mapping_changes_on_four_cpus,
     a_bad_block_of_a_file_is_an_error_of_its_flight,
 ];
 
@@ -479,6 +482,29 @@ fn who_takes_blocks_away_waits_for_flights() -> Verdict {
         config.kernel = kernel;
     })?;
     checked(&image, &outcome)
+}
+
+/// A page is read in with no lock held, or made ready to be written. What is mapped there changes meanwhile, or the file.
+fn the_mapping_changes(cpus: u32) -> Verdict {
+    let image = volume(&format!("meanwhile.{cpus}"), 64, "4096", |_| Ok(()))?;
+    let kernel = build::test_kernel()?;
+    let disks = [(Kind::Virtio, &*raw(&image.0))];
+    let outcome = run_on("meanwhile", &["/dev/vda"], cpus, &disks, |config| {
+        config.kernel = kernel;
+    })?;
+    checked(&image, &outcome)
+}
+
+fn lock_5_the_mapping_changes_on_one_cpu() -> Verdict {
+    the_mapping_changes(1)
+}
+
+fn lock_5_the_mapping_changes_on_two_cpus() -> Verdict {
+    the_mapping_changes(2)
+}
+
+fn lock_5_the_mapping_changes_on_four_cpus() -> Verdict {
+    the_mapping_changes(4)
 }
 
 /// A block of one file cannot be written, one of another not read: their users are told, of a write once each, and nobody else is.

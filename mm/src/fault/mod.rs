@@ -18,7 +18,7 @@ use crate::addr::{PAGE_SIZE, USER_END, page_down};
 use crate::errno::Errno;
 use crate::hw::FlushRange;
 use crate::phys::{Folio, Hw, NoFrame, lru};
-use crate::race::planted;
+use crate::race::{Point, planted, point_unlocked};
 use crate::space::{AddressSpace, MmapReadGuard, Vma, VmaFlags, VmaReadGuard};
 use crate::table::pte::bit;
 use crate::table::{LeafBits, MayInstall, Pte, Unmovable};
@@ -285,6 +285,7 @@ pub fn page_in<H: Hw>(
         .find(va)
         .and_then(|vma| Some((vma.object()?.clone(), vma.index_of(page_down(va)))));
     drop(guard);
+    point_unlocked(wait, Point::FaultUnlocked);
     match found {
         Some((object, index)) => match what {
             Missing::Content => object.page_in(wait, index),

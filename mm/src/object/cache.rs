@@ -50,6 +50,7 @@ use super::radix::Radix;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::errno::Errno;
 use crate::phys::{Folio, FolioRef, Frame, Hw, NoFrame, Use, Zeroed, flag};
+use crate::race::{Point, point_unlocked};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::*};
 use crate::sync::{Class, RwSem, SpinLock};
 use crate::wait::CanWait;
@@ -400,6 +401,7 @@ impl<H: Hw> FileObject<H> {
             }
             read = source.read(wait, index, &into);
         }
+        point_unlocked(wait, Point::PageRead);
         for (at, frame) in (index..end).zip(into.frames.into_iter().flatten()) {
             if read.is_err() {
                 hw.phys().free(hw, frame);
