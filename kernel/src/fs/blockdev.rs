@@ -77,7 +77,7 @@ pub fn open(rdev: u64, flags: u32) -> Result<Arc<dyn FileOps>, Errno> {
     if known.disk.read_only() && flags & sys::O_ACCMODE != sys::O_RDONLY {
         return Err(Errno::EACCES);
     }
-    let content = Content::of_disk(known.cache.object());
+    let content = Content::of_disk(known.cache.object()?);
     Ok(Arc::new(Device { known, content }))
 }
 
@@ -149,21 +149,25 @@ impl Cache {
         }
     }
 
-    fn object(&self) -> Arc<Object> {
+    /// `ENOMEM`.
+    fn object(&self) -> Result<Arc<Object>, Errno> {
+        if let Some(object) = self.used() {
+            return Ok(object);
+        }
         let (disk, size) = (self.disk, self.disk.sectors() * SECTOR);
         let new = Object::new_paged(X86, Box::new(Blocks { disk }), size);
+        writeback::register(&new)?;
         let mut object = self.object.lock();
         if let Some(object) = object.upgrade() {
-            return object;
+            return Ok(object);
         }
         *object = Arc::downgrade(&new);
         drop(object);
-        writeback::register(&new);
         // Who looked for the disk before it went, and comes after.
         if self.emptied.load(Ordering::SeqCst) {
             self.empty();
         }
-        new
+        Ok(new)
     }
 
     fn used(&self) -> Option<Arc<Object>> {

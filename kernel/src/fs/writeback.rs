@@ -2,12 +2,12 @@
 //!
 //! A file with dirty pages is on a list, which keeps it until they are written: by the thread `writeback` some seconds
 //! later, by whoever asks (`sync`), or by whoever makes pages dirty while there are too many (FAULT-6). One pass over the list at a
-//! time: who comes second waits until what the first took from the list is written. Within a pass no lock is held but
+//! time: who comes second waits until what the first found in the list is written. Within a pass no lock is held but
 //! that and those of the file's own `write`.
 
+use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::mem::take;
 use mm::object::cache::paged_pages;
 use mm::phys::dirty_pages;
 use mm::wait::CanWait;
@@ -27,8 +27,9 @@ const PERIOD_NS: u64 = 5_000_000_000;
 /// Cached pages that are too few to be worth taking.
 const FRESH: u64 = 256;
 
-static DIRTY: Spin<Vec<Arc<Object>>> = Spin::new(Vec::new());
 static KNOWN: Spin<Vec<Weak<Object>>> = Spin::new(Vec::new());
+/// Of those, each at most once, and with room for all.
+static DIRTY: Spin<VecDeque<Arc<Object>>> = Spin::new(VecDeque::new());
 static PASS: Mutex<()> = Mutex::new(());
 static CALL: WaitQueue = WaitQueue::new();
 
@@ -40,18 +41,23 @@ pub fn start() {
     });
 }
 
-/// The object's clean pages may be let go of from now on.
-pub fn register(object: &Arc<Object>) {
+/// The object's clean pages may be let go of from now on, and it may have dirty ones. `ENOMEM`.
+pub fn register(object: &Arc<Object>) -> Result<(), Errno> {
     let mut known = KNOWN.lock();
     if known.len() == known.capacity() {
         known.retain(|object| object.strong_count() > 0);
     }
+    known.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+    let mut dirty = DIRTY.lock();
+    let more = (known.len() + 1).saturating_sub(dirty.len());
+    dirty.try_reserve(more).map_err(|_| Errno::ENOMEM)?;
     known.push(Arc::downgrade(object));
+    Ok(())
 }
 
-/// The object has dirty pages ([`mm::object::Source::dirtied`]).
+/// The object, which is registered, has dirty pages ([`mm::object::Source::dirtied`]).
 pub fn dirtied(object: Arc<Object>) {
-    DIRTY.lock().push(object);
+    DIRTY.lock().push_back(object);
 }
 
 /// Before pages become dirty, new ones perhaps. Sleeps while there are too many; then the caller writes. `ENOMEM`: what is free is
@@ -78,8 +84,11 @@ pub fn sync(wait: &mut CanWait<X86>) {
 
 /// The caller holds `PASS`.
 fn write_all(wait: &mut CanWait<X86>) {
-    let dirty = take(&mut *DIRTY.lock());
-    for object in dirty {
+    let dirty = DIRTY.lock().len();
+    for _ in 0..dirty {
+        let Some(object) = DIRTY.lock().pop_front() else {
+            break;
+        };
         object.unlist();
         let _ = object.write_back(wait, 0, u64::MAX);
     }

@@ -111,7 +111,7 @@ impl Node {
             .map_or(0, |d| makedev(d.major(), d.minor()));
         let body = match kind {
             Kind::Regular => {
-                let (bytes, object) = Node::cache(fs, info);
+                let (bytes, object) = Node::cache(fs, info)?;
                 Body::File(Regular {
                     bytes,
                     content: Content::of(object, fs.file_end),
@@ -151,18 +151,19 @@ impl Node {
     }
 
     /// A file's page cache: the one that is there, or a new one.
-    fn cache(fs: &Arc<Fs>, info: &InodeInfo) -> (Arc<Bytes>, Arc<Object>) {
+    fn cache(fs: &Arc<Fs>, info: &InodeInfo) -> Ext4Result<(Arc<Bytes>, Arc<Object>)> {
         let nodes = fs.nodes.lock();
         let entry = nodes.get(&info.number.raw());
         let known = entry.and_then(|e| Some((e.bytes.upgrade()?, e.object.upgrade()?)));
         drop(nodes);
-        known.unwrap_or_else(|| {
-            let bytes = Bytes::new(fs.clone(), info.number, info.size);
-            let source = Box::new(FileSource(bytes.clone()));
-            let object = Object::new_paged(X86, source, info.size);
-            writeback::register(&object);
-            (bytes, object)
-        })
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let bytes = Bytes::new(fs.clone(), info.number, info.size);
+        let source = Box::new(FileSource(bytes.clone()));
+        let object = Object::new_paged(X86, source, info.size);
+        writeback::register(&object).map_err(|_| Ext4Error::no_memory())?;
+        Ok((bytes, object))
     }
 
     /// Tells the table.
