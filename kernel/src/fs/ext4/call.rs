@@ -198,6 +198,13 @@ fn sync_volume(volume: &mut Volume) -> Ext4Result<()> {
     volume.sync()
 }
 
+/// What the same call does next is in one transaction, as far as that holds it: a power cut leaves all of it, or nothing.
+pub fn begin_transaction(volume: &mut Volume) -> Ext4Result<()> {
+    sync_volume(volume)?;
+    make_log_room(volume);
+    Ok(())
+}
+
 pub fn unmount(disk: &'static dyn Disk, mut volume: Box<Volume>, mut stack: LargeStack) {
     let unmounted = stack.run(|| unmount_volume(&mut volume));
     if let Err(error) = unmounted {

@@ -13,7 +13,7 @@ use rsext4::{
 };
 
 use super::Fs;
-use super::call::Volume;
+use super::call::{Volume, begin_transaction};
 use super::file::{Bytes, FileSource};
 use super::times::{stamp, timestamp};
 use super::work::catch_up;
@@ -454,6 +454,7 @@ impl Inode for Node {
                         && self.number == to.number
                         && (error.is_corruption() || error.kind() == Ext4ErrorKind::NotFound) =>
                 {
+                    begin_transaction(volume)?;
                     make_name_room(volume, self.number, new)?;
                     rename(volume)?
                 }
