@@ -30,6 +30,7 @@ tests!["ext4":
     a_file_is_copied_to_another_disk,
     bad_blocks_of_a_file_are_its_users_affair,
     hostile_images_harm_nobody,
+    larger_lists_than_memory_are_not_made,
     a_file_larger_than_memory_is_written,
     a_journal_larger_than_memory_is_not_kept,
     memory_is_gone_and_nothing_else,
@@ -425,6 +426,62 @@ fn hostile_images_harm_nobody() -> Verdict {
 }
 
 const HOSTILE: usize = 12;
+
+/// Of groups of blocks, by a superblock that says that they have eight blocks each, or that the disk has 8 TiB; or of a journal's blocks,
+/// by extents that have all of the disk, again and again.
+fn larger_lists_than_memory_are_not_made() -> Verdict {
+    let sound = volume("ext4.small", 64, "4096", seed)?;
+    let forged = |name: &str, block: &str, size: u64, forge: &dyn Fn(&fs::File, &Path)| {
+        let image = volume(name, 64, block, |_| Ok(()))?;
+        let path = image.0.to_string_lossy();
+        tool("debugfs", &["-w", "-R", "feature -metadata_csum", &path])?;
+        let file = fs::OpenOptions::new().write(true).open(&image.0);
+        let file = file.map_err(|error| error.to_string())?;
+        file.set_len(size).map_err(|error| error.to_string())?;
+        forge(&file, &image.0);
+        Ok::<_, String>(image)
+    };
+    let put = |file: &fs::File, at: u64, words: &[u32]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        std::os::unix::fs::FileExt::write_all_at(file, &bytes, at).expect("the image is ours");
+    };
+    let (blocks, per_group) = (1024 + 0x4, 1024 + 0x20);
+    let many = forged("ext4.many", "1024", 1 << 30, &|file, _| {
+        put(file, blocks, &[1 << 20]);
+        put(file, per_group, &[8, 8]);
+    })?;
+    let giant = forged("ext4.giant", "4096", 8 << 40, &|file, _| {
+        put(file, blocks, &[1 << 31])
+    })?;
+    let journal = forged("ext4.tree", "4096", 64 << 20, &|file, path| {
+        let said = tool("debugfs", &["-R", "imap <8>", &path.to_string_lossy()]).unwrap();
+        // "located at block 37, offset 0x0700"
+        let place = said.split("located at block ").nth(1).unwrap();
+        let (block, offset) = place
+            .lines()
+            .next()
+            .unwrap()
+            .split_once(", offset 0x")
+            .unwrap();
+        let block: u64 = block.parse().unwrap();
+        let offset = u64::from_str_radix(offset, 16).unwrap();
+        let (last, each) = ((64 << 8) - 1, 16_000);
+        // Magic and entries; most entries and level; generation.
+        let root = [1 << 16 | 0xf30a, 1 << 16 | 4, 0, 0, last, 0];
+        put(file, block * 4096 + offset + 0x28, &root);
+        let extents = (0..340).flat_map(|n| [n * each, each, 1]);
+        let leaf: Vec<u32> = [340 << 16 | 0xf30a, 340, 0]
+            .into_iter()
+            .chain(extents)
+            .collect();
+        put(file, u64::from(last) * 4096, &leaf);
+    })?;
+    let drives = [&sound, &many, &giant, &journal].map(|image| raw(&image.0));
+    let disks = drives.each_ref().map(|drive| (Kind::Virtio, &**drive));
+    let words = ["lists", "/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd"];
+    let outcome = run(&words, 2, &disks, |config| config.mem = "256M".into())?;
+    checked(&sound, &outcome)
+}
 
 /// Requests to files that end by themselves: many at once to one in pieces; then on a disk that takes its time.
 fn flights(kind: Kind, cpus: u32) -> Verdict {

@@ -315,7 +315,7 @@ enum Slot {
 
 const SLOTS: usize = 1024;
 /// Bytes of a row at most.
-const ROW: usize = ((kspace::DEVICES - kspace::ROWS) / SLOTS as u64) as usize;
+pub const ROW: usize = ((kspace::DEVICES - kspace::ROWS) / SLOTS as u64) as usize;
 
 struct Arenas {
     slots: [Slot; SLOTS],

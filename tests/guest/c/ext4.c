@@ -679,6 +679,13 @@ static void hostile(int n, char **disks) {
   put(M "sound", "still");
 }
 
+// File systems of more groups of blocks, or of a larger journal, than there is memory for.
+static void lists(int n, char **disks) {
+  mkdir("/bad", 0755);
+  for (int i = 0; i < n; i++) CHECK(mount(disks[i], "/bad", "ext4", 0, "") == -1 && errno == ENOMEM);
+  put(M "sound", "still");
+}
+
 int main(int n, char **v) {
   if (n == 2 && !strcmp(v[1], "exit")) return 33;
   CHECK(n >= 3);
@@ -699,6 +706,7 @@ int main(int n, char **v) {
   else if (!strcmp(what, "journal")) journal();
   else if (!strcmp(what, "shortage")) shortage();
   else if (!strcmp(what, "hostile")) hostile(n - 3, v + 3);
+  else if (!strcmp(what, "lists")) lists(n - 3, v + 3);
   else if (!strcmp(what, "plug")) plug(atoi(v[3]));
   else if (!strcmp(what, "pulled")) pulled(n - 2, v + 2);
   else CHECK(!"such a test");

@@ -95,6 +95,9 @@ impl Fs {
     /// `rsext4` 0.9.2 keeps what the journal has until that is nearly full, which may be more than there is memory. Unmounted and
     /// mounted again, it has nothing. Nothing is done while there are files without names.
     fn renew(&self, core: &mut Option<Core>) {
+        if memory::headroom_for(self.lists).is_err() {
+            return;
+        }
         let Some(mut old) = core.take() else { return };
         // All that may fail for want of memory comes first.
         let device = Io::new(self.disk, self.lent.clone());

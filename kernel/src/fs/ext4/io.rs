@@ -7,6 +7,9 @@
 //! The superblock comes last: what was written before the next flush is on the disk before it. `rsext4` 0.9.2 unmounts with one
 //! transaction whose superblock says that the journal need not be looked at; its other blocks might be missing where a power cut
 //! finds that one written.
+//!
+//! It is looked at before `rsext4` sees it ([`Size`]): who mounts asks whether there is memory for what it says, and a journal may not
+//! bring more afterwards.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -22,6 +25,7 @@ use rsext4::{
 };
 use spin::Mutex as Spin;
 
+use super::size::Size;
 use crate::dev::block::{Bounce, Disk, Memory, SECTOR, Way};
 
 /// Bytes of frames that can be lent at once.
@@ -89,6 +93,8 @@ pub struct Io {
     lent: Arc<Lent>,
     /// The superblock's block, which waits for a flush: its first sector, and what it will hold.
     last: Option<(u64, Vec<u8>)>,
+    /// What the superblock may say.
+    size: Size,
 }
 
 /// The sectors of the superblock.
@@ -106,14 +112,46 @@ fn overlay(to: &mut [u8], to_at: u64, from: &[u8], from_at: u64) {
 }
 
 impl Io {
+    /// `ENOMEM`: the file system is larger than `rsext4` can have it; `EIO`.
     pub fn new(disk: &'static dyn Disk, lent: Arc<Lent>) -> Result<Self, Errno> {
-        let bounce = Bounce::new()?;
-        Ok(Io {
+        let mut io = Io {
             disk,
-            bounce,
+            bounce: Bounce::new()?,
             lent,
             last: None,
-        })
+            size: Size::default(),
+        };
+        let mut sector = [0; SECTOR as usize];
+        io.bytes(SUPER.start * SECTOR, &mut sector)?;
+        io.size = io.says(&sector)?;
+        Ok(io)
+    }
+
+    /// How large the file system is.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// The same, as a superblock's first sector says.
+    fn says(&mut self, sector: &[u8]) -> Result<Size, Errno> {
+        Size::of(sector, &mut |at, into| self.bytes(at, into))
+    }
+
+    /// Bytes of the disk, wherever they begin; behind its end, which `rsext4` does not pass, zeroes.
+    fn bytes(&mut self, at: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let block = u64::from(self.disk.block());
+        let first = at - at % block;
+        let end = at.saturating_add(into.len() as u64);
+        if end > self.disk.sectors() * SECTOR {
+            into.fill(0);
+            return Ok(());
+        }
+        let len = (end - first).next_multiple_of(block);
+        let memory = Memory::of_bounce(&mut self.bounce, Way::Fill, len as usize);
+        self.disk.transfer(first / SECTOR, &memory)?;
+        let from = &self.bounce.bytes()[(at - first) as usize..];
+        into.copy_from_slice(&from[..into.len()]);
+        Ok(())
     }
 
     /// Through the bounce buffer.
@@ -177,7 +215,18 @@ impl BlockIo for Io {
         if let Some((at, bytes)) = &self.last {
             overlay(buffer, first, bytes, *at);
         }
-        Ok(())
+        let at = SUPER
+            .start
+            .checked_sub(first)
+            .map(|n| (n * SECTOR) as usize);
+        let Some(sector) = at.and_then(|at| buffer.get(at..at + SECTOR as usize)) else {
+            return Ok(());
+        };
+        match self.says(sector) {
+            Ok(size) if size.fits(&self.size) => Ok(()),
+            Err(Errno::EIO) => Err(Ext4Error::io()),
+            _ => Err(Ext4Error::no_memory()),
+        }
     }
 
     fn geometry(&self) -> DeviceGeometry {

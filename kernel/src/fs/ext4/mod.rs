@@ -1,9 +1,9 @@
 //! ext4: files on a disk that Linux reads, too.
 //!
 //! Names, inodes, extents and the journal are `rsext4`'s (decision 0011); file data is in the page cache and goes straight
-//! between frames and the blocks that the extents name. Rooms: `io` the disk and the frames as `rsext4` sees them · `call`
-//! how it is called · `file` where a file's bytes are · `node` inodes and names · `times` and `xattr` of inodes · `dir` open directories ·
-//! `data` open files · `mounted` which disks are · `work` what last uses leave to do.
+//! between frames and the blocks that the extents name. Rooms: `io` the disk and the frames as `rsext4` sees them · `size` what it
+//! makes lists of · `call` how it is called · `file` where a file's bytes are · `node` inodes and names · `times` and `xattr` of
+//! inodes · `dir` open directories · `data` open files · `mounted` which disks are · `work` what last uses leave to do.
 //!
 //! Lock order, outermost first: `closing` → dentry `busy` → a node's `io` → page cache (resize, a folio) → a file's `blocks` → the
 //! mount's `core` → its table of nodes. Nobody touches user memory below `blocks`. Who waits for transfers in flight has nothing of
@@ -19,6 +19,7 @@ mod file;
 mod io;
 mod mounted;
 mod node;
+mod size;
 mod times;
 mod work;
 mod xattr;
@@ -38,13 +39,13 @@ use super::content::MAX_SIZE;
 use super::dentry::Dentry;
 use super::inode::FsStat;
 use crate::arch::X86;
-use crate::dev::block::{self, Disk, Known, SECTOR};
+use crate::dev::block::{self, Disk, Known};
 use crate::dev::flight::Landing;
 use crate::memory::kspace::LargeStack;
 use crate::memory::{self, Aside};
 use crate::sync::Mutex;
 use call::{CallTime, Core, Volume, unmount, volume_on};
-use io::{Io, LENT, Lent, Said, errno};
+use io::{Io, Lent, Said, errno};
 use mounted::Claim;
 use node::{Entry, Node};
 pub use work::settle;
@@ -55,10 +56,9 @@ const CACHES: u64 = 256;
 /// Those that one call may need for itself: 62 blocks that it changes, each as a cache and the journal have it; bitmaps that
 /// it goes through; the maps of the caches twice, to go back to; buffers of 64 KiB.
 const ONE_CALL: u64 = 320;
-/// And for each group of blocks: its bitmap and its descriptor's block, as above, where one call frees what lies everywhere.
+/// And for each group of blocks: its bitmap and its descriptor's block, as above, where one call frees what lies everywhere. What
+/// lists say of it, while they are made, is less than a quarter of one.
 const GROUP: u64 = 4;
-/// Bytes of a disk for which a mount needs one byte in a row: the list of the journal's blocks.
-const LISTED: u64 = 8192;
 /// Nodes that are kept though nobody uses them.
 const KEPT: usize = 256;
 const MAGIC: u64 = 0xef53;
@@ -82,6 +82,8 @@ pub struct Fs {
     /// Frames that `rsext4` has, about, and should have at most.
     held: AtomicU64,
     most: u64,
+    /// And those that it takes for a while when it mounts.
+    lists: u64,
     /// Free bytes when the file system was called last.
     free: AtomicU64,
     /// Changes since the journal was committed.
@@ -127,16 +129,12 @@ impl Fs {
         blockdev::hand_over(known.disk)?;
         // The journal's part of what is held; a copy of it, and one more while a change is part of another.
         let journal = (memory::totals().0 / 128).clamp(128, 2048);
-        let aside = CACHES + 3 * journal + ONE_CALL;
-        memory::headroom_for(aside)?;
-        let list = known.disk.sectors() * SECTOR / LISTED;
-        let mut row = Vec::<u8>::new();
-        let there = row.try_reserve_exact(list.clamp(LENT as u64, 2 << 20) as usize);
-        there.map_err(|_| Errno::ENOMEM)?;
-        drop(core::hint::black_box(row));
         let lent = Lent::new()?;
-        let call_time = CallTime::default();
         let device = Io::new(known.disk, lent.clone())?;
+        let size = device.size();
+        let aside = CACHES + 3 * journal + ONE_CALL + GROUP * size.groups;
+        memory::headroom_for(aside + size.lists())?;
+        let call_time = CallTime::default();
         let mut stack = LargeStack::new().ok_or(Errno::ENOMEM)?;
         let volume = stack
             .run(|| volume_on(device, read_only, call_time.clone()))
@@ -144,16 +142,14 @@ impl Fs {
                 crate::warn!("{}: not mounted: {}", known.disk.name(), Said(error));
                 errno(error)
             })?;
-        let stat = volume.statfs();
-        let aside = Aside::new(aside + GROUP * u64::from(stat.block_groups));
-        let aside = match aside {
+        let aside = match Aside::new(aside) {
             Ok(aside) => aside,
             Err(errno) => {
                 unmount(known.disk, volume, stack);
                 return Err(errno);
             }
         };
-        let block = stat.block_size;
+        let block = volume.statfs().block_size;
         Ok(Arc::new(Fs {
             block,
             file_end: (block << 32).saturating_sub(block).min(MAX_SIZE),
@@ -171,6 +167,7 @@ impl Fs {
             call_time,
             held: AtomicU64::new(0),
             most: CACHES + journal,
+            lists: size.lists(),
             free: AtomicU64::new(0),
             changes: AtomicU32::new(0),
             nodes: Spin::new(BTreeMap::new()),
