@@ -68,6 +68,7 @@ tests!["machine":
     memory_runs_out,
     memory_runs_out_in_a_shared_space,
     small_things_leave_memory,
+    rings_leave_memory,
     memory_runs_out_under_a_lock,
     a_long_storm_on_one_cpu,
     a_long_storm_on_two_cpus,
@@ -272,6 +273,14 @@ fn small_things_leave_memory() -> Verdict {
     let expected = format!("{good}{refused}{short}{good}");
     let fine = outcome.stdout == expected.as_bytes();
     ensure(fine && outcome.status == 0, "not as it should", &outcome)
+}
+
+/// The same of what waits in rings.
+fn rings_leave_memory() -> Verdict {
+    let outcome = exec(find("uring"), &["gather"], |config| {
+        config.mem = "96M".into();
+    })?;
+    says_ok(&outcome)
 }
 
 /// Threads that fault, unmap and fork against each other: what they see is right all the way (the program checks), and

@@ -1,7 +1,7 @@
 // io_uring without a library: set-up, requests, registered buffers (LT-2, BUG-5), waiting, timeouts, what does not fit, and
 // shared memory full of nonsense. uring disk DISK SLOW: requests to a disk that holds the host's pattern, 32 at a time, while their
 // process forks, ends, runs another program, closes the ring. uring bad DISK: one sector of it cannot be read.
-// uring lost DISK OTHER: it stops answering.
+// uring lost DISK OTHER: it stops answering. uring gather: requests that wait take memory until it is short.
 #include "t.h"
 #include <linux/io_uring.h>
 #include <poll.h>
@@ -11,6 +11,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -1004,8 +1005,61 @@ static void lost(const char *name, const char *other) {
   close_ring(&r);
   say("ok\n");
 }
+// Reads of what never comes, until one is refused; in many rings, so that no list of theirs needs much at once.
+#define RINGS 64
+static void gather(void) {
+  static struct ring all[RINGS];
+  static int never[RINGS];
+  struct io_uring_cqe c = {0};
+  struct timespec far = {.tv_sec = 1000};
+  uint64_t word, n = 0;
+  int full[2], st, i;
+  char b;
+  // Whatever this process needs itself it has before memory is short.
+  for (i = 0; i < RINGS; i++) {
+    open_ring(&all[i], 256, 0);
+    CHECK((never[i] = eventfd(0, 0)) >= 0 && ONE(&all[i], IORING_OP_NOP, 0, 0, 0, 0) == 0);
+    memset(all[i].sqes, 0, 64 * 256);
+  }
+  CHECK(!pipe(full) && kib("/proc/meminfo", "MemFree:") > 16 * 1024);
+  pid_t filler = fork();
+  CHECK(filler >= 0);
+  if (!filler) {
+    while (kib("/proc/meminfo", "MemFree:") > 3 * 1024) memset(anon(64 * KB), 1, 64 * KB);
+    for (write(full[1], "f", 1);;) pause();
+  }
+  CHECK(read(full[0], &b, 1) == 1);
+  for (i = 0; i < RINGS && !c.res; i++)
+    for (int k = 0; k < 500 && !c.res; k++, n++) {
+      ask(&all[i], IORING_OP_READ, never[i], &word, 8, 0);
+      CHECK(enter(all[i].fd, 1, 0, 0) == 1 && (!take(&all[i], &c) || c.res == -EAGAIN));
+    }
+  struct sysinfo info; // a file is not opened now
+  CHECK(c.res == -EAGAIN && n > 500 && !sysinfo(&info) && info.freeram * info.mem_unit > 512 * KB);
+  // So are timeouts, after a few for which what that read gave back may do.
+  struct ring *r = &all[0];
+  for (c.res = 0, n = 0; n < 400 && !c.res; n++) {
+    ask(r, IORING_OP_TIMEOUT, -1, &far, 1, 0);
+    CHECK(enter(r->fd, 1, 0, 0) == 1 && (!take(r, &c) || c.res == -EAGAIN));
+  }
+  // What can be done at once is done, and who waits already waits on, however often he is called.
+  CHECK(c.res == -EAGAIN && ONE(r, IORING_OP_NOP, 0, 0, 0, 0) == 0);
+  for (i = 1; i <= 3; i++) {
+    word = i;
+    CHECK(write(never[0], &word, 8) == 8 && enter(r->fd, 0, 1, IORING_ENTER_GETEVENTS) == 0);
+    CHECK(take(r, &c) && c.res == 8 && word == (uint64_t)i && !take(r, &c));
+  }
+  for (i = 0; i < RINGS; i++) close_ring(&all[i]), close(never[i]);
+  CHECK(!kill(filler, SIGKILL) && waitpid(filler, &st, 0) == filler);
+  CHECK((never[0] = eventfd(0, 0)) >= 0);
+  open_ring(r, 4, 0);
+  ask(r, IORING_OP_READ, never[0], &word, 8, 0), ask(r, IORING_OP_TIMEOUT, -1, &far, 1, 0);
+  CHECK(enter(r->fd, 2, 0, 0) == 2 && !done(r));
+  close_ring(r);
+  say("ok\n");
+}
 int main(int argc, char **argv) {
-  if (argc == 2) return 0;
+  if (argc == 2) return strcmp(argv[1], "gather") ? 0 : (gather(), 0);
   if (argc > 2) return !strcmp(argv[1], "disk") ? disk(argv) : !strcmp(argv[1], "bad") ? bad(argv[2]) : lost(argv[2], argv[3]), 0;
   struct io_uring_params p = {0};
   long fd = setup(1, &p);

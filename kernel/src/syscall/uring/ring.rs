@@ -201,6 +201,7 @@ impl Ring {
                     deadline,
                     target: None,
                 };
+                lasts()?;
                 timeout::keep(&self.queues)?;
                 self.queues.add_timeout(timeout, count)?;
                 timeout::added();
@@ -246,8 +247,11 @@ impl Ring {
         self.transfers.lock().ran(&waker);
     }
 
-    /// Parks one that runs, unless it was cancelled or, the first time, too many are (EAGAIN): then it still runs.
+    /// Parks one that runs, unless it was cancelled or, the first time, too many are or memory is short (EAGAIN): then it still runs.
     fn park(&self, transfer: Transfer, waker: &Arc<Waker>, first: bool) -> Result<(), Errno> {
+        if first {
+            lasts()?;
+        }
         let mut transfers = self.transfers.lock();
         if waker.cancelled.load(SeqCst) {
             return Err(Errno::ECANCELED);
@@ -357,6 +361,11 @@ impl Ring {
             }
         }
     }
+}
+
+/// Something that lasts is to be made for a program: EAGAIN while memory is short.
+fn lasts() -> Result<(), Errno> {
+    crate::memory::headroom().map_err(|_| Errno::EAGAIN)
 }
 
 /// As a completion says it.
