@@ -47,6 +47,10 @@ fn do_mount(f: &mut TrapFrame) -> SysResult {
         if !Arc::ptr_eq(&at.dentry, &at.mnt.root) {
             return Err(Errno::EINVAL);
         }
+        // What was mounted to be read only stays so.
+        if flags & sys::MS_RDONLY == 0 && at.inode().read_only() {
+            return Err(Errno::EROFS);
+        }
         at.mnt.flags.store(flags & KEPT_FLAGS, Ordering::Relaxed);
         return Ok(0);
     }

@@ -237,6 +237,7 @@ static void readonly(void) {
   CHECK(open(M "seed/one", O_RDWR) == -1 && errno == EROFS && open(M "new", O_CREAT | O_WRONLY, 0600) == -1 && errno == EROFS);
   CHECK(unlink(M "seed/one") == -1 && errno == EROFS && mkdir(M "d", 0700) == -1 && errno == EROFS && truncate(M "seed/one", 0) == -1 && errno == EROFS);
   CHECK(mount(disk, "/tmp", "ext4", 0, "") == -1 && errno == EBUSY);
+  CHECK(mount("", "/mnt", "", MS_REMOUNT, 0) == -1 && errno == EROFS && !mount("", "/mnt", "", MS_REMOUNT | MS_RDONLY, 0));
   int f = open(M "seed/one", O_RDONLY);
   CHECK(f >= 0 && mmap(0, PG, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0) == MAP_FAILED && errno == EACCES && umount("/mnt") == -1 && errno == EBUSY && !close(f));
   CHECK(mount("/dev/zero", "/tmp", "ext4", 0, "") == -1 && errno == ENOTBLK && mount("/dev/none", "/tmp", "ext4", 0, "") == -1 && errno == ENOENT);
