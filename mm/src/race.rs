@@ -58,8 +58,6 @@ points! {
     SlowFaulted "slow.faulted",
     /// Pages are clean and not written yet.
     Writeback "writeback.cleaned",
-    /// The slow walk has lost the mmap lock and not taken it again.
-    SlowUnlocked "slow.unlocked",
     /// A page is about to be read in, or made ready to be written, for who has let go of every lock.
     FaultUnlocked "fault.unlocked",
     /// A page was read in, and nobody can find it yet.

@@ -250,7 +250,6 @@ pub(super) fn unlockable<'a, H: Hw>(
             }
             what @ (FaultOutcome::NoFrame | FaultOutcome::Absent(_)) => {
                 lost = true;
-                point(wait.hw(), Point::SlowUnlocked);
                 if let Err(errno) = without_lock(space, wait, va, what) {
                     return (run.end(wait.hw(), Err(errno)), None);
                 }
