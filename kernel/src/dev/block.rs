@@ -7,7 +7,8 @@ use core::ops::Deref;
 use core::ptr;
 use mm::gup::{Access, PageSlot, PinnedPages, Slots, Write};
 use mm::object::cache::{Dirty, Unfilled, WINDOW};
-use mm::{Errno, PAGE_SHIFT, PAGE_SIZE};
+use mm::phys::Folio;
+use mm::{Errno, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use spin::Mutex as Spin;
 
 use super::flight::{self, Landing, Request};
@@ -213,6 +214,20 @@ impl<'a> Memory<'a> {
     pub(super) fn take_back(&self, dma: Dma) {
         dma.take_back(self.pieces(), self.way);
     }
+
+    fn lose(&self) {
+        let mut frames = self.skip / PAGE_SIZE..(self.skip + self.len).div_ceil(PAGE_SIZE);
+        if matches!(self.frames, Frames::Row(_)) {
+            frames = 0..1; // one block, which its first frame stands for
+        }
+        for pa in frames.filter_map(|n| self.frames.pa(n as usize)) {
+            let folio = Folio::of_page(X86, Pfn(pa >> PAGE_SHIFT));
+            // What the device may write is nobody else's. A page that has no room for another pin has others.
+            if self.way == Way::Drain || !folio.desc().pin(1) {
+                let _ = folio.get().into_folio();
+            }
+        }
+    }
 }
 
 /// Memory that its device reaches.
@@ -236,6 +251,11 @@ impl<'a> Reached<'a> {
     /// Where its bytes are: as few pieces as there can be.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + use<'a> {
         self.0.pieces()
+    }
+
+    /// The device may use it for ever: whoever has it may let go of it, and nobody gets it.
+    pub fn lose(&self) {
+        self.0.lose();
     }
 }
 
@@ -272,10 +292,6 @@ impl<P> Lent<P> {
         self.0.as_ref()
     }
 
-    pub fn get_mut(&mut self) -> Option<&mut P> {
-        self.0.as_mut()
-    }
-
     /// The device may use the memory for ever: it stays pinned, and nobody's.
     pub fn lose(&mut self) {
         core::mem::forget(self.0.take());
@@ -306,7 +322,7 @@ impl Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        // SAFETY: ours from `new`, and no device uses it: a `Memory` would borrow it.
+        // SAFETY: ours from `new`, and no device uses it: a `Memory` would borrow it. One that has it for ever has a reference (`lose`).
         unsafe { frames::free(self.0, Self::ORDER) };
     }
 }
@@ -430,7 +446,7 @@ pub fn known(major: u32, minor: u32) -> Option<Known> {
 }
 
 /// A device is to go, and does so by `let_go`: nobody finds its disks any more, and they have what was written to them; afterwards they are
-/// empty. Returns what `let_go` does. Of one that keeps its memory, people wait for it with locks that all of this needs: there it does nothing. May sleep.
+/// empty. Returns what `let_go` does. One that keeps its memory has nothing written to it any more: there it does nothing. May sleep.
 pub fn depart(control: &Control, let_go: impl Fn() -> bool) -> bool {
     if control.is_lost() && !let_go() {
         return false;

@@ -12,12 +12,11 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::mem;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use mm::{Errno, PAGE_SIZE};
 
 use super::Driver;
-use super::block::{self, Bounce, Disk, Family, Lent, Memory, PIECES, Reached, SECTOR, Way};
+use super::block::{self, Bounce, Disk, Family, Memory, PIECES, Reached, SECTOR, Way};
 use super::flight::Request;
 use super::iommu::{Dma, READS, WRITES};
 use super::irq;
@@ -183,7 +182,11 @@ impl super::slots::Ring for Ring {
     type Command<'a> = Order<'a>;
     type Ends = Ends;
 
-    fn put(&self, ends: &mut Ends, slot: usize, order: Order<'_>) -> bool {
+    fn memory<'a>(order: &'a Order<'_>) -> Option<Reached<'a>> {
+        order.memory
+    }
+
+    fn put(&self, ends: &mut Ends, slot: usize, order: &Order<'_>) -> bool {
         let list = self.lists + LIST * slot as u64;
         let uses = &mut ends.uses[slot];
         *uses = uses.wrapping_add(1);
@@ -343,7 +346,7 @@ fn bring_up(
     if !chip.settle(true) {
         return None;
     }
-    let mut lent = Lent::new(Bounce::new().ok()?);
+    let mut bounce = Bounce::new().ok()?;
     let mut identify = |what, namespace| -> Option<Vec<u8>> {
         let command = Command {
             opcode: IDENTIFY,
@@ -351,17 +354,12 @@ fn bring_up(
             words: [what, 0, 0, 0, 0, 0],
             ..Command::default()
         };
-        let page = Memory::of_bounce(lent.get_mut()?, Way::Fill, 4096);
+        let page = Memory::of_bounce(&mut bounce, Way::Fill, 4096);
         let page = page.map(dma).ok()?;
         let memory = Some(*page);
-        let Some(answer) = admin.try_request(Order { command, memory }) else {
-            mem::forget(page);
-            lent.lose();
-            return None;
-        };
-        answer.ok()?;
+        admin.request(Order { command, memory }).ok()?;
         drop(page);
-        Some(lent.get_mut()?.bytes()[..4096].to_vec())
+        Some(bounce.bytes()[..4096].to_vec())
     };
     let about = identify(CONTROLLER, 0)?;
     let listed = identify(NAMESPACES, 0)?;
@@ -379,7 +377,7 @@ fn bring_up(
         words: [NUMBER_OF_QUEUES, wanted << 16 | wanted, 0, 0, 0, 0],
         ..Command::default()
     };
-    let given = admin.try_request(Order::from(set))?.ok()?;
+    let given = admin.request(Order::from(set)).ok()?;
     let given = (given & 0xffff).min(given >> 16).min(wanted) + 1;
     let mut queues = Vec::new();
     for n in 1..=given {
@@ -391,7 +389,7 @@ fn bring_up(
                 words: [u32::from(DEPTH - 1) << 16 | n, how, 0, 0, 0, 0],
                 ..Command::default()
             };
-            admin.try_request(Order::from(command))?.ok()
+            admin.request(Order::from(command)).ok()
         };
         msix.route(n as u16, n as usize - 1, irq::vector(queue)?)?;
         let interrupts = n << 16 | INTERRUPTS | CONTIGUOUS;

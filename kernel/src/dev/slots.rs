@@ -9,9 +9,9 @@
 //!    after the last it frees the slot, and the request has landed. Who takes the request out of its slot, under the lock, answers for it:
 //!    the handler, or who has found that the device is dead.
 //! 3. A device that does not answer in time is stopped, by whoever notices: a thread that waits for its answer or for a slot, or the disk's
-//!    own ([`Slots::give_up`]). Once it has forgotten what it was told it touches no memory: then its requests have failed, and so do
-//!    all that come later. One that does not even do that keeps the memory that it was given: who asked stays
-//!    asleep, with what he has pinned; who asks later is told.
+//!    own ([`Slots::give_up`]). Then its requests have failed, and so do all that come later. Once it has forgotten what it was told it
+//!    touches no memory. One that does not even do that is *lost*: what is not answered in time has failed, too, but the device
+//!    keeps the slot and the memory for ever ([`Reached::lose`]), whoever has let go of it.
 //! 4. A device that is to go ([`let_go`]) gets no more requests; what it has been given ends as ever, or by 3. Then it is stopped, too.
 //!
 //! What the device says is not believed: a completion of a slot that is not busy is reported, once, and left alone; and in one
@@ -134,12 +134,14 @@ pub struct Completion {
 pub trait Ring: Sync + Sized + 'static {
     /// What a slot is for.
     type Command<'a>;
+    /// The memory that it names.
+    fn memory<'a>(command: &'a Self::Command<'_>) -> Option<Reached<'a>>;
     /// Where both sides are.
     type Ends: Send;
 
     /// Writes the command into what is the slot's own, then into the ring, where the device sees it. Whether the bell is to be rung. Nobody
     /// else has the slot, nor has the device.
-    fn put(&self, ends: &mut Self::Ends, slot: usize, command: Self::Command<'_>) -> bool;
+    fn put(&self, ends: &mut Self::Ends, slot: usize, command: &Self::Command<'_>) -> bool;
     /// The next completion. `None`: no more, and the next one interrupts.
     fn take(&self, ends: &mut Self::Ends) -> Option<Completion>;
     /// Without the lock, if `put` said so.
@@ -173,7 +175,7 @@ enum State<R: Ring> {
     /// Free or taken.
     #[default]
     Idle,
-    /// A thread waits for the device.
+    /// A thread waits for the device, or it is lost and nobody does.
     Busy,
     /// A request does.
     Flying(Flight<R>),
@@ -235,23 +237,11 @@ impl<R: Ring> Slots<R> {
 
     /// Runs a command: the device's answer, or `EIO` if there will be none. The caller keeps the memory that it names where it
     /// is until then.
-    pub fn request(&self, command: R::Command<'_>) -> Result<u32, Errno> {
-        self.run(command, true).unwrap_or(Err(Errno::EIO))
-    }
-
-    /// The same of a caller who rather loses the memory than waits for ever: `None`, and it is the device's.
-    pub fn try_request(&self, command: R::Command<'_>) -> Option<Result<u32, Errno>> {
-        self.run(command, false)
-    }
-
     #[inline]
-    fn run(&self, command: R::Command<'_>, for_ever: bool) -> Option<Result<u32, Errno>> {
-        let (i, mut inner) = match self.take_slot() {
-            Ok(slot) => slot,
-            Err(errno) => return Some(Err(errno)),
-        };
+    pub fn request(&self, command: R::Command<'_>) -> Result<u32, Errno> {
+        let (i, mut inner) = self.take_slot()?;
         inner.states[i] = State::Busy;
-        let bell = self.ring.put(&mut inner.ends, i, command);
+        let bell = self.ring.put(&mut inner.ends, i, &command);
         drop(inner);
         if bell {
             self.ring.bell();
@@ -260,25 +250,26 @@ impl<R: Ring> Slots<R> {
             let busy = matches!(self.inner.lock().states[i], State::Busy);
             busy && self.control.fate() != QUIET
         };
-        let wait = |deadline| self.done[i].wait_while(Sleep::Uninterruptible, deadline, pending);
-        if wait(Some(now_ns() + self.patience)).is_err() {
-            if self.control.stop(SILENT) {
-                self.give_up();
-            } else if for_ever {
-                let _ = wait(None);
-            } else {
-                return None;
-            }
+        let deadline = Some(now_ns() + self.patience);
+        let done = self.done[i].wait_while(Sleep::Uninterruptible, deadline, pending);
+        if done.is_err() && self.control.stop(SILENT) {
+            self.give_up();
         }
         let mut inner = self.inner.lock();
         let State::Done(answer) = inner.states[i] else {
-            return Some(Err(Errno::EIO)); // the slot is nobody's any more: nor is the queue
+            // The slot is nobody's any more: nor is the queue.
+            if self.control.fate() != QUIET
+                && let Some(memory) = R::memory(&command)
+            {
+                memory.lose();
+            }
+            return Err(Errno::EIO);
         };
         inner.states[i] = State::Idle;
         inner.free |= 1 << i;
         drop(inner);
         self.freed(1);
-        Some(answer)
+        answer
     }
 
     /// Moves all of `memory`, one command after the other.
@@ -349,7 +340,7 @@ impl<R: Ring> Slots<R> {
                 Ok((command, moving)) => {
                     flight.moving = moving;
                     flight.deadline = now_ns() + self.patience;
-                    return Ok(self.ring.put(ends, i, command));
+                    return Ok(self.ring.put(ends, i, &command));
                 }
                 Err(errno) => result = Err(errno),
             }
@@ -362,39 +353,36 @@ impl<R: Ring> Slots<R> {
         Err(flight.request)
     }
 
-    /// Stops the device if it has not answered a request that was begun; those of a device that is stopped have failed, and who waits for it
-    /// looks again. May sleep.
+    /// Stops the device if it has not answered a request that was begun. Those of a device that is stopped have failed, those that it has not
+    /// answered in time if it is lost; and who waits for it looks again. May sleep.
     pub fn give_up(&self) {
         let now = now_ns();
         let late = |state: &State<R>| matches!(state, State::Flying(f) if f.deadline < now);
-        let any = self.inner.lock().states.iter().any(late);
-        if any && !self.control.stop(SILENT) {
-            for state in &mut self.inner.lock().states {
-                if let State::Flying(flight) = state {
-                    flight.deadline = u64::MAX;
-                }
-            }
+        if self.inner.lock().states.iter().any(late) {
+            self.control.stop(SILENT);
         }
         let fate = self.control.fate();
         if matches!(fate, ALIVE | LEAVING) {
             return;
         }
+        let quiet = fate == QUIET;
         self.room.wake_all();
-        if fate != QUIET {
-            return;
-        }
-        for thread in &self.done {
+        for thread in self.done.iter().filter(|_| quiet) {
             thread.wake_all();
         }
         for i in 0..SLOTS {
             let mut inner = self.inner.lock();
-            let state = take(&mut inner.states[i]);
-            if let State::Flying(mut flight) = state {
-                drop(inner);
-                flight.request.answer(Err(Errno::EIO));
-                flight::done(flight.request);
-            } else {
-                inner.states[i] = state;
+            match take(&mut inner.states[i]) {
+                State::Flying(mut flight) if quiet || flight.deadline < now => {
+                    if !quiet {
+                        inner.states[i] = State::Busy;
+                        flight.request.reached().lose();
+                    }
+                    drop(inner);
+                    flight.request.answer(Err(Errno::EIO));
+                    flight::done(flight.request);
+                }
+                state => inner.states[i] = state,
             }
         }
     }

@@ -414,11 +414,15 @@ impl super::slots::Ring for Ring {
     type Command<'a> = Command<'a>;
     type Ends = Ends;
 
-    fn put(&self, ends: &mut Ends, slot: usize, command: Command<'_>) -> bool {
+    fn memory<'a>(command: &'a Command<'_>) -> Option<Reached<'a>> {
+        command.memory
+    }
+
+    fn put(&self, ends: &mut Ends, slot: usize, command: &Command<'_>) -> bool {
         let page = self.slots[slot];
         let table = Desc {
             pa: page + TABLE_AT,
-            len: 16 * self.fill(page, &command) as u32,
+            len: 16 * self.fill(page, command) as u32,
             flags: TABLE,
             next: 0,
         };

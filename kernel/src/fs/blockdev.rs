@@ -174,6 +174,13 @@ impl Cache {
         self.object.lock().upgrade()
     }
 
+    /// The disk is given what is dirty; errors are for who asks for it (`fsync`).
+    pub fn write_back(&self) {
+        if let Some(object) = self.used() {
+            let _ = object.write_back(&mut can_wait(), 0, u64::MAX);
+        }
+    }
+
     /// There is no disk any more: whoever has it open finds nothing in it, who has it mapped gets SIGBUS.
     pub fn empty(&self) {
         self.emptied.store(true, Ordering::SeqCst);

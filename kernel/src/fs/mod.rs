@@ -66,10 +66,9 @@ pub fn sync() {
 }
 
 /// Before a disk goes: the same for what is on it. A file system that is mounted from it is left clean, and answers `EIO` from then on.
-/// Other disks are written, too: a slow one delays it.
 pub fn sync_disk(known: Known) {
-    writeback::sync(&mut crate::task::space::can_wait());
     ext4::leave(known.disk);
+    known.cache.write_back();
     let _ = known.disk.flush();
 }
 

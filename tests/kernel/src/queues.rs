@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicUsize, Ordering}
 
 use kernel::SysResult;
 use kernel::arch::{X86, time};
-use kernel::dev::block::{self, Bounce, Disk, Family, Memory, Reached, Way, depart};
+use kernel::dev::block::{self, Bounce, Disk, Family, Known, Memory, Reached, Way, depart};
 use kernel::dev::flight::{self, Finish, Job, Landing, Request};
 use kernel::dev::iommu::Dma;
 use kernel::dev::pci::Registers;
@@ -475,32 +475,105 @@ ktest!(a_device_goes_when_it_has_nothing_left, {
     assert_eq!(Arc::strong_count(&job), 1, "the requests are gone");
 });
 
-// One that neither answers nor forgets keeps what it was given, and may not go; who would not wait for it does not.
+/// One that nobody hears, and that nobody waits for.
+fn mute(control: &'static Control) -> Virtio {
+    Virtio(Virtio::with(control).0.with_patience(1000))
+}
+
+// One that neither answers nor forgets keeps the memory that it was given, whoever lets go of it, and may not go. Nobody waits for it.
 ktest!(a_device_that_forgets_nothing_may_not_go, {
-    let counted: &'static Counted = Box::leak(Box::default());
-    let control = Control::new("a rock", counted);
-    let device = Virtio::with(control).0.with_patience(1000);
-    let command = || virtio::Command {
-        header: [4, 0],
-        memory: None,
-    };
-    assert_eq!(device.try_request(command()), None);
-    assert_eq!(device.try_request(command()), Some(Err(Errno::EIO)));
-    assert!(!let_go(control, &[&device]));
-    counted.obeys.store(true, Ordering::SeqCst);
-    assert!(let_go(control, &[&device]));
-    assert_eq!(device.request(command()), Err(Errno::EIO));
+    for way in [Way::Fill, Way::Drain] {
+        let counted: &'static Counted = Box::leak(Box::default());
+        let control = Control::new("a rock", counted);
+        let device = mute(control);
+        let mut bounce = Bounce::new().unwrap();
+        let memory = Memory::of_bounce(&mut bounce, way, 4096);
+        let memory = memory.map(Dma::DIRECT).unwrap();
+        let kept = Pfn(memory.pieces().next().unwrap().pa >> 12);
+        assert_eq!(device.0.transfer(&device, 0, &memory), Err(Errno::EIO));
+        assert_eq!(counted.resets.load(Ordering::SeqCst), 1);
+        drop(memory);
+        drop(bounce);
+        assert!(X86.desc(kept).ref_count() > 0, "somebody may get it");
+        // The next is refused at once.
+        assert_eq!(device.0.request(device.command()), Err(Errno::EIO));
+        assert_eq!(counted.resets.load(Ordering::SeqCst), 1);
+        assert!(!let_go(control, &[device.queue()]));
+        counted.obeys.store(true, Ordering::SeqCst);
+        assert!(let_go(control, &[device.queue()]));
+        assert_eq!(device.0.request(device.command()), Err(Errno::EIO));
+    }
 });
 
-/// A disk that answers when it is let off.
+// The same of a request that ends by itself: so this one does, too, and once.
+ktest!(a_request_that_a_device_keeps_is_over, {
+    let counted: &'static Counted = Box::leak(Box::default());
+    let device: &'static Virtio = Box::leak(Box::new(mute(Control::new("a rock", counted))));
+    let landing: &'static Landing = Box::leak(Box::default());
+    let ended = Arc::new(Ended::default());
+    let job: Arc<Job> = Arc::new(Job::new(Tell(ended.clone())));
+    let bounce = (Bounce::new().unwrap(), Way::Fill);
+    let request = Request::of_bounce(landing, &job, 0, bounce, 4096).unwrap();
+    device.queue().begin(Dma::DIRECT, device, request);
+    job.begun();
+    let name = next(device, &mut 0, 1 << 16);
+    // Of its table, the second is the memory.
+    let kept = long(long(device.0.ring().page + 16 * u64::from(name)) + 16);
+    until("it is given up", || {
+        device.0.give_up();
+        landing.end_all();
+        ended.0.load(Ordering::Relaxed) > 0
+    });
+    assert_eq!(ended.1.load(Ordering::Relaxed), 0, "it has failed");
+    assert_eq!(Arc::strong_count(&job), 1, "the request is gone");
+    let frame = X86.desc(Pfn(kept >> 12));
+    assert!(frame.ref_count() > 0, "somebody may get it");
+    // The device may say so in the end.
+    device.says(name, true);
+    device.0.interrupt();
+    device.0.give_up();
+    landing.end_all();
+    assert_eq!(ended.0.load(Ordering::Relaxed), 1, "it ends once");
+    assert!(!device.0.is_confused() && frame.ref_count() > 0);
+});
+
+/// A disk that answers when it is let off; before, it may have a queue that nobody hears.
 struct Rock {
+    name: &'static str,
     control: &'static Control,
+    queue: Option<Virtio>,
     asked: AtomicUsize,
     off: AtomicBool,
     call: task::WaitQueue,
 }
 
 impl Rock {
+    /// As a disk that there is, what is known of it, and its node.
+    fn add(
+        name: &'static str,
+        control: &'static Control,
+        queue: Option<Virtio>,
+    ) -> (&'static Rock, Known, impl Fn() -> Path) {
+        let rock: &'static Rock = Box::leak(Box::new(Rock {
+            name,
+            control,
+            queue,
+            asked: AtomicUsize::new(0),
+            off: AtomicBool::new(false),
+            call: task::WaitQueue::new(),
+        }));
+        block::add(rock, Family::Extended);
+        let known = (0..).map_while(block::disk).last().unwrap();
+        let number = makedev(known.major, known.minor);
+        let name = name.as_bytes();
+        let node = devfs::root().unwrap().make(name, |dir| {
+            dir.create(name, Kind::Block.bits() | 0o600, number)
+        });
+        let node = node.unwrap();
+        let path = move || Path::unnamed(node.inode().clone(), name, false);
+        (rock, known, path)
+    }
+
     fn let_off(&self, off: bool) {
         self.off.store(off, Ordering::SeqCst);
         self.call.wake_all();
@@ -509,7 +582,7 @@ impl Rock {
 
 impl Disk for Rock {
     fn name(&self) -> &str {
-        "rock"
+        self.name
     }
 
     fn sectors(&self) -> u64 {
@@ -524,9 +597,15 @@ impl Disk for Rock {
         false
     }
 
-    fn transfer(&self, _sector: u64, _memory: &Memory<'_>) -> Result<(), Errno> {
+    fn transfer(&self, sector: u64, memory: &Memory<'_>) -> Result<(), Errno> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let waits = || !self.off.load(Ordering::SeqCst);
+        if waits()
+            && let Some(device) = &self.queue
+        {
+            let memory = memory.map(Dma::DIRECT)?;
+            return device.queue().transfer(device, sector, &memory);
+        }
         let _ = self
             .call
             .wait_while(task::Sleep::Uninterruptible, None, waits);
@@ -573,20 +652,7 @@ fn use_it(user: usize) {
 ktest!(who_waits_for_a_rock_keeps_nobody, {
     let counted: &'static Counted = Box::leak(Box::default());
     let control = Control::new("a rock", counted);
-    let rock: &'static Rock = Box::leak(Box::new(Rock {
-        control,
-        asked: AtomicUsize::new(0),
-        off: AtomicBool::new(false),
-        call: task::WaitQueue::new(),
-    }));
-    block::add(rock, Family::Extended);
-    let known = (0..).map_while(block::disk).last().unwrap();
-    let number = makedev(known.major, known.minor);
-    let node = devfs::root().unwrap().make(b"rock", |dir| {
-        dir.create(b"rock", Kind::Block.bits() | 0o600, number)
-    });
-    let node = node.unwrap();
-    let path = || Path::unnamed(node.inode().clone(), b"rock", false);
+    let (rock, known, path) = Rock::add("rock", control, None);
     let file = File::open(path(), 2).unwrap();
     let uses = |writes| -> &'static User {
         let user = Box::leak(Box::new(User {
@@ -620,4 +686,31 @@ ktest!(who_waits_for_a_rock_keeps_nobody, {
     let late = file.write_at(&mut IoBuf::kernel(b"x"), 0);
     assert_eq!(late, Err(Errno::ENOSPC));
     assert_eq!(File::open(path(), 2).err(), Some(Errno::ENXIO));
+});
+
+// Who takes a disk out that falls silent just then is told; and he writes to no other disk, which may be slow.
+ktest!(a_disk_that_falls_silent_when_it_leaves_keeps_nobody, {
+    let counted: &'static Counted = Box::leak(Box::default());
+    let control = Control::new("a mute", counted);
+    let (rock, _, path) = Rock::add("mute", control, Some(mute(control)));
+    let (slow, _, slow_path) = Rock::add("slow", Control::new("a slow one", Obedient), None);
+    let write = |rock: &Rock, path| {
+        let file = File::open(path, 2).unwrap();
+        // The first has the page read in.
+        for off in [true, false] {
+            rock.let_off(off);
+            assert_eq!(file.write_at(&mut IoBuf::kernel(b"x"), 0), Ok(1));
+        }
+        file
+    };
+    let other = write(slow, slow_path());
+    let file = write(rock, path());
+    let queue = rock.queue.as_ref().unwrap().queue();
+    assert!(!depart(control, || let_go(control, &[queue])));
+    assert!(control.is_lost());
+    assert_eq!(file.fsync(), Err(Errno::EIO));
+    slow.let_off(true);
+    assert_eq!(other.fsync(), Ok(()));
+    counted.obeys.store(true, Ordering::SeqCst);
+    assert!(depart(control, || let_go(control, &[queue])));
 });

@@ -44,6 +44,7 @@ use crate::dev::flight::Landing;
 use crate::memory::kspace::LargeStack;
 use crate::memory::{self, Aside};
 use crate::sync::Mutex;
+use crate::task::space::can_wait;
 use call::{CallTime, Core, Volume, unmount, volume_on};
 use io::{Io, Lent, Said, errno};
 use mounted::Claim;
@@ -279,7 +280,8 @@ impl Fs {
 
     /// What is dirty in memory and what was written before are on the disk.
     fn sync(&self) -> Result<(), Errno> {
-        self.write_times().and(self.commit())
+        let written = self.write_files().and(self.write_times());
+        written.and(self.commit())
     }
 
     /// It is written and left clean, and answers `EIO` from then on. Who closes it, too, waits until that is so.
@@ -290,6 +292,22 @@ impl Fs {
         if let Some(core) = core {
             unmount(self.disk, core.volume, core.stack);
         }
+    }
+
+    /// The disk has what was written to files, by way of mappings, too; but not when.
+    fn write_files(&self) -> Result<(), Errno> {
+        // None is dropped under the table's lock, as below.
+        let objects: Vec<_> = self
+            .nodes
+            .lock()
+            .values()
+            .filter_map(Entry::object)
+            .collect();
+        let mut result = Ok(());
+        for object in &objects {
+            result = result.and(object.write_back(&mut can_wait(), 0, u64::MAX));
+        }
+        result
     }
 
     /// The disk has what was written to files, and when.

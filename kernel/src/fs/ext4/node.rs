@@ -28,7 +28,6 @@ use crate::fs::mapped;
 use crate::fs::path::Path;
 use crate::fs::writeback;
 use crate::sync::RwLock;
-use crate::task::space::can_wait;
 
 const S_ISGID: u32 = 0o2000;
 
@@ -76,6 +75,10 @@ pub struct Entry {
 impl Entry {
     pub fn node(&self) -> Option<Arc<Node>> {
         self.node.upgrade()
+    }
+
+    pub fn object(&self) -> Option<Arc<Object>> {
+        self.object.upgrade()
     }
 
     pub fn is_dead(&self) -> bool {
@@ -512,7 +515,6 @@ impl Inode for Node {
     }
 
     fn sync_fs(&self) -> Result<(), Errno> {
-        writeback::sync(&mut can_wait());
         self.fs.sync()
     }
 
