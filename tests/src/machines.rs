@@ -27,10 +27,10 @@ use crate::disks::{
 };
 use crate::iommu::{
     a_disk_is_written_without_memory, a_disk_past_the_iommu_is_told_of,
-    a_stray_transfer_arrives_without_an_iommu, a_stray_transfer_is_refused_on_four_cpus,
-    a_stray_transfer_is_refused_on_one_cpu, a_stray_transfer_is_refused_on_two_cpus,
-    disks_behind_an_iommu_on_four_cpus, disks_behind_an_iommu_on_one_cpu,
-    disks_behind_an_iommu_on_two_cpus, edu_behind_an_iommu,
+    a_domain_that_is_not_made_leaves_nothing, a_stray_transfer_arrives_without_an_iommu,
+    a_stray_transfer_is_refused_on_four_cpus, a_stray_transfer_is_refused_on_one_cpu,
+    a_stray_transfer_is_refused_on_two_cpus, disks_behind_an_iommu_on_four_cpus,
+    disks_behind_an_iommu_on_one_cpu, disks_behind_an_iommu_on_two_cpus, edu_behind_an_iommu,
     nvme_disks_behind_an_iommu_on_four_cpus, nvme_disks_behind_an_iommu_on_one_cpu,
     requests_behind_an_iommu, rings_behind_an_iommu,
 };
@@ -156,6 +156,7 @@ tests!["machine":
     a_disk_past_the_iommu_is_told_of,
     rings_behind_an_iommu,
     a_disk_is_written_without_memory,
+    a_domain_that_is_not_made_leaves_nothing,
     stack_overflow_is_reported,
     boot_stack_overflow_is_reported,
     large_stack_overflow_is_reported,

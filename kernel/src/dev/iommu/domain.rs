@@ -192,6 +192,29 @@ impl Tables {
     }
 }
 
+/// Those that no unit has heard of, because there was no memory for all: none of the last level is among them, but what is put
+/// aside. A domain's stay with it.
+impl Drop for Tables {
+    fn drop(&mut self) {
+        for &table in &self.spare[..self.left] {
+            // SAFETY: from `table`, and nothing leads to it.
+            unsafe { frames::free(table, LAST) };
+        }
+        free(self.first);
+    }
+}
+
+/// Frees a table above the last level, and all that it leads to.
+fn free(table: u64) {
+    for next in (0..ENTRIES).map(|i| entry(table, i).load(Ordering::Relaxed) & ADDRESS) {
+        if next != 0 {
+            free(next);
+        }
+    }
+    // SAFETY: from `table`, and no unit has heard of it (`Tables::drop`).
+    unsafe { frames::free(table, 0) };
+}
+
 impl Domain {
     /// Lets `function` reach what it is given from now on: nothing. One at a time.
     pub(super) fn new(unit: &'static Unit, function: Function) -> Option<&'static Domain> {
