@@ -1,7 +1,7 @@
 //! Transfers that end by themselves.
 //!
 //! A [`Request`] owns the pins of its memory. Whoever has it answers for the device: the one who makes it, the driver from
-//! `Disk::begin` until the device has said that it is done (or has been reset), then its disk's [`Landing`]. The interrupt handler only
+//! `Disk::begin` until the device has said that it is done (or has been reset, or is lost), then its disk's [`Landing`]. The interrupt handler only
 //! moves it there, for unpinning may free pages, under locks that the interrupted thread may hold; the disk's own thread lets go of the
 //! pages and then tells the [`Job`] that the request is a part of. So who hears that a job is over finds no pin of it, nor of what its
 //! beginner has it [keep](Job::keep): whose end says that the bytes are others now, or that somebody may have the blocks.
@@ -13,7 +13,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::mem;
+use core::mem::{self, ManuallyDrop};
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use mm::Errno;
 use mm::gup::{PageSlot, PinnedPages, Read, Write};
@@ -62,13 +62,13 @@ impl Keeper {
 
 const THERE: &str = "it was there when the request was made";
 
-/// One transfer.
+/// One transfer. Only its end lets go of the memory: one that were dropped would keep it for ever, for a device may have it.
 pub struct Request {
     pub sector: u64,
     /// Bytes of what is kept: those before it, and those that are moved.
     skip: u64,
     len: u64,
-    keeper: Keeper,
+    keeper: ManuallyDrop<Keeper>,
     /// Who reaches them.
     lent: Option<Dma>,
     landing: &'static Landing,
@@ -91,7 +91,7 @@ impl Request {
             sector,
             skip,
             len,
-            keeper,
+            keeper: ManuallyDrop::new(keeper),
             lent: None,
             landing,
             job: job.clone(),
@@ -178,7 +178,7 @@ impl Request {
 
     fn memory(&self) -> Memory<'_> {
         let (skip, len) = (self.skip, self.len);
-        match &self.keeper {
+        match &*self.keeper {
             Keeper::Fill(pins) => Memory::again(Way::Fill, pins.pages(), skip, len),
             Keeper::Drain(pins) => Memory::again(Way::Drain, pins.pages(), skip, len),
             keeper => keeper.memory(skip, len).expect(THERE),
@@ -204,7 +204,7 @@ impl Request {
             len,
             ..
         } = *self;
-        drop(keeper);
+        drop(ManuallyDrop::into_inner(keeper));
         job.part(result.map(|()| len).inspect(|&len| moved(len as usize)));
     }
 }
@@ -330,7 +330,7 @@ impl Landing {
     }
 }
 
-/// The device has done with a request, or is quiet. From interrupt handlers, too.
+/// The device has done with a request, or is quiet, or keeps the memory for ever. From interrupt handlers, too.
 pub fn done(request: Box<Request>) {
     let landing = request.landing;
     let mut down = landing.done.lock();
