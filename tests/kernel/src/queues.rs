@@ -537,6 +537,18 @@ ktest!(a_request_that_a_device_keeps_is_over, {
     assert!(!device.0.is_confused() && frame.ref_count() > 0);
 });
 
+// Nobody lets go of what a device may reach but by the end of the request.
+ktest!(a_request_that_is_dropped_keeps_its_memory, {
+    let landing: &'static Landing = Box::leak(Box::default());
+    let job: Arc<Job> = Arc::new(Job::new(Tell(Arc::default())));
+    let bounce = (Bounce::new().unwrap(), Way::Fill);
+    let mut request = Request::of_bounce(landing, &job, 0, bounce, 4096).unwrap();
+    request.lend(Dma::DIRECT).unwrap();
+    let kept = Pfn(request.reached().pieces().next().unwrap().pa >> 12);
+    drop(request);
+    assert!(X86.desc(kept).ref_count() > 0, "somebody may get it");
+});
+
 /// A disk that answers when it is let off; before, it may have a queue that nobody hears.
 struct Rock {
     name: &'static str,
