@@ -35,12 +35,17 @@ fn reported(lab: &Lab, va: u64, e: Pte) -> usize {
     all.len()
 }
 
-/// PFN-1, PFN-8: an entry of a frame that has no descriptor, in an ordinary mapping. Nobody looks for one: each who meets it says
-/// so and goes on as if nothing was counted there.
+/// A frame that has a descriptor and was never the allocator's, as those of a hole between two pieces of memory.
+const NOBODYS: u64 = 0;
+
+/// PFN-1, PFN-8: an entry of a frame that has no descriptor, or nobody's, in an ordinary mapping. Nobody looks for one: each who
+/// meets it says so and goes on as if nothing was counted there.
 #[test]
 fn pfn_8_an_entry_that_leads_nowhere() {
     let shared = SHARED | sys::MAP_ANONYMOUS;
-    for (kind, marks) in [(ANON, 0), (ANON, bit::MLOCKED), (shared, 0)] {
+    let kinds = [(ANON, 0), (ANON, bit::MLOCKED), (shared, 0)];
+    let each = |frame| kinds.iter().map(move |&(kind, marks)| (frame, kind, marks));
+    for (frame, kind, marks) in [NOWHERE, NOBODYS].into_iter().flat_map(each) {
         let lab = Lab::new();
         let (s, wait) = (lab.space(), &mut lab.sim.can_wait());
         let va = lab.map(s, 0, 3, R | W, kind);
@@ -48,7 +53,7 @@ fn pfn_8_an_entry_that_leads_nowhere() {
         let at = va + P;
         lab.dontneed(s, at, 1);
         let rss = s.rss_total();
-        let bad = Pte::leaf(Pfn(NOWHERE), LeafBits::user(true, false, false));
+        let bad = Pte::leaf(Pfn(frame), LeafBits::user(true, false, false));
         plant_entry(&lab, s, at, bad.with(marks | bit::SOFT_DIRTY));
         let bad = lab.entry(s, at);
         let read = gup::get_user_pages_remote(s, wait, at, NONE, slots(1));
@@ -59,7 +64,7 @@ fn pfn_8_an_entry_that_leads_nowhere() {
         let fast = gup::get_user_pages_fast(s, wait, va, NONE, slots(3));
         assert_eq!(fast.map(|pages| pages.len()).ok(), Some(1));
         assert_eq!(reported(&lab, at, bad), 1, "gup fast");
-        if kind == ANON {
+        if kind == ANON && frame == NOWHERE {
             assert_eq!(lab.fault(s, at, Want::Write, true), BUS);
             assert!(reported(&lab, at, bad) > 0, "a write");
         }
@@ -70,10 +75,11 @@ fn pfn_8_an_entry_that_leads_nowhere() {
         ops::mlock(s, wait, at, P, sys::MLOCK_ONFAULT).unwrap();
         ops::munlock(s, wait, va, 2 * P).unwrap();
         let bad = lab.entry(s, at);
-        assert_eq!(bad.pfn(), Pfn(NOWHERE));
+        assert_eq!(bad.pfn(), Pfn(frame));
         let child = lab.fork(s);
-        // A child looks at what its parent cannot find again.
-        let seen = usize::from(kind == ANON);
+        // A child looks at what its parent cannot find again. Where there is a descriptor the copy is in nobody's way, and who
+        // takes either away says so.
+        let seen = usize::from(kind == ANON && frame == NOWHERE);
         assert_eq!(reported(&lab, at, bad), seen, "fork");
         assert_eq!(lab.load(child, va + 2 * P), Some(3));
         if kind == ANON {
@@ -89,6 +95,28 @@ fn pfn_8_an_entry_that_leads_nowhere() {
         assert_eq!((rss, s.rss_total()), (2, 0));
         lab.done();
     }
+}
+
+/// PFN-8: a write to what an entry shows of a frame that is nobody's takes a copy, as of any frame that nobody counts.
+#[test]
+fn pfn_8_a_write_to_what_is_nobodys() {
+    let lab = Lab::new();
+    let s = lab.space();
+    lab.sim.frames_born(Pfn(NOBODYS), mm::addr::Order::ZERO);
+    lab.poke(Pfn(NOBODYS), 30);
+    for marks in [0, bit::MLOCKED] {
+        let va = lab.map(s, 0, 1, R | W, ANON);
+        let bad = Pte::leaf(Pfn(NOBODYS), LeafBits::user(true, false, false)).with(marks);
+        plant_entry(&lab, s, va, bad);
+        lab.store(s, va + 1, 3);
+        assert_eq!((lab.load(s, va), reported(&lab, va, bad)), (Some(30), 1));
+        assert_eq!(s.rss_total(), 1);
+        let d = lab.sim.desc(Pfn(NOBODYS));
+        assert_eq!((d.ref_count(), d.map_count()), (0, 0));
+        lab.unmap(s, va, 1);
+    }
+    lab.exit(s);
+    lab.done();
 }
 
 /// PFN-1, PFN-8: a bare frame where no driver has put one, and in a private window one that is not the frame of its page.

@@ -362,7 +362,7 @@ impl Hw for X86 {
     #[inline(always)]
     fn desc(self, pfn: Pfn) -> &'static FrameDesc {
         let at = memory::VMEMMAP + pfn.0 * size_of::<FrameDesc>() as u64;
-        // SAFETY: the descriptors of all RAM are mapped there for ever, and are atomics.
+        // SAFETY: the descriptors of all frames up to the last of RAM are mapped there for ever, and are atomics.
         unsafe { &*(at as *const FrameDesc) }
     }
 

@@ -145,7 +145,7 @@ pub fn frames_end() -> u64 {
     vmemmap::frames_end()
 }
 
-/// Whether a frame has a descriptor: memory, or beside it.
+/// Whether a frame has a descriptor of its own: memory, or beside it.
 pub fn has_descriptor(pfn: Pfn) -> bool {
     vmemmap::has(pfn)
 }

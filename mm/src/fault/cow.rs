@@ -38,7 +38,7 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
     }
     let allow = WRITTEN | bit::A;
     // A raw frame that looks like our own page is another's (BUG-35).
-    let raw = cx.vma.folio(cx.va, old).is_err() && !planted(35);
+    let raw = cx.vma.shown(cx.va, old).is_err() && !planted(35);
     if cx.vma.flags().contains(VmaFlags::SHARED) {
         let folio = Folio::new(cx.hw, old.pfn());
         if !raw && needs_notice(cx.vma.object().map(|o| &**o), folio) {
@@ -49,11 +49,11 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
         drop(pt);
         return spurious();
     }
-    if raw {
+    let folio = Folio::new(cx.hw, old.pfn());
+    if raw || !folio.is_anon() && cx.vma.folio(cx.va, old).is_err() {
         drop(pt);
         return replace(cx, old, Source::uncounted(cx.hw, old.pfn()), cx.own_bits());
     }
-    let folio = Folio::new(cx.hw, old.pfn());
     if folio.is_anon() && is_ours(folio) {
         pt.set_bits(i, allow);
         drop(pt);

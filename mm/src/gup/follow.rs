@@ -200,8 +200,9 @@ fn small<H: Hw>(
     for n in 0..pages {
         let e = pt.get(first + n);
         // Most need no judge.
-        let (pfn, folio) = match e.plain(surely, 0, frames) {
-            Some(pfn) => (pfn, Some(Folio::of_page(hw, pfn))),
+        let plain = e.plain(surely, 0, frames);
+        let (pfn, folio) = match plain.and_then(|pfn| Folio::new(hw, pfn).counted()) {
+            Some(folio) => (e.pfn(), Some(folio)),
             None => match ask(pt, first + n, vma, e, want, slots.is_some()) {
                 Ok(folio) => (e.pfn(), folio),
                 Err(why) => return (n, why),

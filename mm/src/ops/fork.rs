@@ -183,7 +183,10 @@ impl<H: Hw> Copy<'_, H> {
                     let d = folio.desc();
                     if !folio.is_anon() {
                         file += 1;
-                        if d.has(flag::TAIL) {
+                        if d.has_any(flag::TAIL | flag::RESERVED) {
+                            if folio.is_nobodys() {
+                                return CopyStep::Give(self.nobodys(old));
+                            }
                             d.map_inc();
                             Folio::of_page(hw, old.pfn()).desc().get();
                             return CopyStep::Give(old.without(bit::A | bit::D | bit::MLOCKED));
@@ -223,6 +226,16 @@ impl<H: Hw> Copy<'_, H> {
         self.anon += given - special - file;
         self.file += file;
         at
+    }
+
+    /// The child's entry where a frame is shown that nobody can have, and that is no page of a file either: it was counted as one.
+    /// Who takes it away tells of it.
+    #[cold]
+    #[inline(never)]
+    fn nobodys(&mut self, old: Pte) -> Pte {
+        self.file -= 1;
+        let new = old.without(bit::W | bit::A | bit::D | bit::MLOCKED);
+        new.with(bit::SPECIAL)
     }
 
     #[cold]

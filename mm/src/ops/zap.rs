@@ -5,7 +5,7 @@ use crate::addr::{PAGE_SHIFT, UserRange};
 use crate::phys::{Folio, Hw};
 use crate::space::{AddressSpace, RssKind, Vma, VmaFlags};
 use crate::table::pte::bit;
-use crate::table::{PtGuard, Pte, StableVma, TlbBatch};
+use crate::table::{Place, PtGuard, Pte, StableVma, TlbBatch};
 
 /// Empties every entry of `range`, which lies in `vma`; a yield point after each table.
 pub(crate) fn zap_range<H: Hw, G: StableVma<H>>(
@@ -59,15 +59,15 @@ fn zap_table<H: Hw, const DEAD: bool>(
         file: 0,
         tracked: false,
     };
-    let taken = pt.take_each(first..end, |i, old| {
+    let taken = pt.take_each(first..end, |place, old| {
         let plain = old.plain(0, bit::MLOCKED, frames);
         let folio = match plain.map(|pfn| Folio::new(hw, pfn)) {
             Some(folio) if folio.is_anon() => {
                 folio.desc().map_dec();
                 folio
             }
-            Some(page) => others.unmap(old, page),
-            None => match others.odd(i, old) {
+            Some(page) => others.unmap(place, old, page),
+            None => match others.odd(place, old) {
                 Some(folio) => folio,
                 None => return,
             },
@@ -79,7 +79,7 @@ fn zap_table<H: Hw, const DEAD: bool>(
             retire_dead(batch, folio);
         } else if batch.retire_folio(folio.pfn()) {
             // It was full and flushed: what comes after is not noted any more.
-            batch.note(base + ((i as u64) << PAGE_SHIFT), piece.end());
+            batch.note(base + ((place.index() as u64) << PAGE_SHIFT), piece.end());
         }
     });
     let anon = taken - others.uncounted - others.file;
@@ -105,9 +105,11 @@ struct Others<'v, H: Hw> {
 impl<H: Hw> Others<'_, H> {
     /// What the machine noted in `old` is noted of its page, and the mapping ends; the folio whose reference is still to go.
     #[inline(never)]
-    fn unmap(&mut self, old: Pte, page: Folio<H>) -> Folio<H> {
+    fn unmap(&mut self, place: Place, old: Pte, page: Folio<H>) -> Folio<H> {
         // A later page of a large folio is mapped by itself and referenced as a whole.
-        let folio = Folio::of_page(page.hw(), page.pfn());
+        let Some(folio) = page.counted() else {
+            return self.nobodys(place, old);
+        };
         if !page.is_anon() {
             self.file += 1;
             self.tracked |= old.writable() && page.is_tracked();
@@ -123,18 +125,31 @@ impl<H: Hw> Others<'_, H> {
         folio
     }
 
+    /// Of a frame that nobody can have: it is reported, and in its place stands the zero page, with a reference to go.
+    #[cold]
+    #[inline(never)]
+    fn nobodys(&mut self, place: Place, old: Pte) -> Folio<H> {
+        let hw = self.vma.space().hw();
+        self.vma.report(self.va(place), old);
+        self.uncounted += 1;
+        Folio::new(hw, hw.phys().zero_page()).get().into_folio()
+    }
+
     /// The same of an entry that is not plain; `None`: nothing counts what was there.
     #[cold]
     #[inline(never)]
-    fn odd(&mut self, i: usize, old: Pte) -> Option<Folio<H>> {
-        let va = self.base + ((i as u64) << PAGE_SHIFT);
-        let Ok(page) = self.vma.folio(va, old) else {
+    fn odd(&mut self, place: Place, old: Pte) -> Option<Folio<H>> {
+        let Ok(page) = self.vma.folio(self.va(place), old) else {
             self.uncounted += 1;
             return None;
         };
         if old.mlocked() {
             page.munlock();
         }
-        Some(self.unmap(old, page))
+        Some(self.unmap(place, old, page))
+    }
+
+    fn va(&self, place: Place) -> u64 {
+        self.base + ((place.index() as u64) << PAGE_SHIFT)
     }
 }

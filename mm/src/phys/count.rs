@@ -149,7 +149,10 @@ impl FrameDesc {
     #[inline]
     pub(super) fn mlock_dec(&self) -> bool {
         let old = self.lock.fetch_sub(1, SeqCst);
-        debug_assert!(old > 0, "more entries unlock a page than locked it");
+        debug_assert!(
+            old > 0 || self.has(flag::RESERVED),
+            "more entries unlock a page than locked it"
+        );
         old == 1
     }
     /// Entries that lock it now.

@@ -120,6 +120,19 @@ impl<H: Hw> Folio<H> {
         }
         Self::new(hw, pfn)
     }
+    /// The folio that this page, of an entry that is counted, is a part of; none if it is nobody's: then the entry cannot be (PFN-8).
+    #[inline]
+    pub fn counted(self) -> Option<Self> {
+        if !self.desc().has_any(flag::TAIL | flag::RESERVED) {
+            return Some(self);
+        }
+        (!self.is_nobodys()).then(|| Self::of_page(self.hw, self.pfn))
+    }
+    /// Whether nobody can have its frame: no entry that counts shows it (PFN-8).
+    #[inline]
+    pub fn is_nobodys(self) -> bool {
+        self.desc().has(flag::RESERVED)
+    }
 
     /// log2 of its pages.
     #[inline]

@@ -42,7 +42,8 @@ pub mod flag {
     pub const WAITERS: u64 = 1 << 16;
     /// Secret memory: never reachable by side doors.
     pub const SECRET: u64 = 1 << 17;
-    /// The zero page: never counted.
+    /// Nobody can have it, so that no entry that is counted shows it: the zero page, and what the allocator was never given, be it
+    /// memory or not (PFN-8).
     pub const RESERVED: u64 = 1 << 18;
     /// A page of a file that is written back (VMA-13): its DIRTY is counted.
     pub const TRACKED: u64 = 1 << 19;
@@ -68,7 +69,7 @@ pub mod flag {
 
 /// What the kernel knows of one frame: 64 bytes, so that two folios never share a cache line.
 ///
-/// All-zero is a frame that the allocator does not manage.
+/// `RESERVED` and nothing else until the allocator gets its frame.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct FrameDesc {

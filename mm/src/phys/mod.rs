@@ -26,9 +26,10 @@ use buddy::Buddy;
 pub trait Hw: Cpu {
     /// The frame's bytes, through the direct map.
     fn frame_ptr(self, pfn: Pfn) -> *mut u8;
-    /// The frame's descriptor; `pfn` lies below [`Hw::frames_end`] in memory that is managed or beside it.
+    /// The frame's descriptor; `pfn` lies below [`Hw::frames_end`]. It need not be memory: many that are none may share one, whose
+    /// counts mean nothing.
     fn desc(self, pfn: Pfn) -> &'static FrameDesc;
-    /// One past the last frame that has a descriptor.
+    /// One past the last frame that has a descriptor: all before it do.
     fn frames_end(self) -> u64;
     /// The machine's memory, free or not.
     fn phys(self) -> &'static Phys;

@@ -1,7 +1,7 @@
 //! Simulated memory: bytes, descriptors, and how often each frame has lived.
 
 use crate::addr::Pfn;
-use crate::phys::FrameDesc;
+use crate::phys::{FrameDesc, flag};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// RAM from frame 0; never given back to the host.
@@ -44,6 +44,7 @@ impl Ram {
         let base = unsafe { std::alloc::alloc_zeroed(layout) };
         assert!(!base.is_null(), "no host memory for {frames} frames");
         let descs: Vec<FrameDesc> = (0..frames).map(|_| FrameDesc::default()).collect();
+        descs.iter().for_each(|d| d.set(flag::RESERVED));
         Self {
             base,
             frames,

@@ -3,8 +3,8 @@
 //! The entry itself says whether a folio stands behind it: special means that nobody counts its frame, and everything else
 //! that is present is counted. Where it is mapped does not matter, except to tell what cannot be: the first of a row of
 //! bare frames is known in a private VMA (PFN-12), and only VMAs of drivers have bare frames but the zero page. An
-//! entry that cannot be, of a frame without a descriptor or not present and of no kind that anybody makes, was written by nobody
-//! of us. It is reported (PFN-8), nothing behind it is touched, and everybody goes on as if nothing counted it.
+//! entry that cannot be, of a frame that the allocator never had or not present and of no kind that anybody makes, was written by
+//! nobody of us. It is reported (PFN-8), nothing behind it is touched, and everybody goes on as if nothing counted it.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,16 @@ impl<H: Hw> Vma<H> {
     /// Loops ask [`Pte::plain`] first.
     #[inline]
     pub fn folio(&self, va: u64, e: Pte) -> Result<Folio<H>, Pte> {
+        let folio = self.shown(va, e)?;
+        if folio.is_nobodys() {
+            return Err(self.bare(va, e));
+        }
+        Ok(folio)
+    }
+
+    /// The same, and it may be nobody's: for those who use it only if it is anonymous, which such a one is not.
+    #[inline]
+    pub fn shown(&self, va: u64, e: Pte) -> Result<Folio<H>, Pte> {
         match e.folio(self.space().hw()) {
             Some(folio) if !(planted(13) && self.would_show(va, e.pfn())) => Ok(folio),
             _ => Err(self.bare(va, e)),

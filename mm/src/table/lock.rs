@@ -342,6 +342,18 @@ pub enum Leaves<H: Hw> {
     None,
 }
 
+/// Where [`PtGuard::take_each`] is, by the entry that follows: the loop has that at hand, and few ask for the index.
+#[derive(Clone, Copy)]
+pub struct Place(*const PteCell);
+
+impl Place {
+    /// The index of the entry: a table is a whole frame.
+    #[inline]
+    pub fn index(self) -> usize {
+        (self.0.addr() / size_of::<PteCell>()).wrapping_sub(1) % ENTRIES
+    }
+}
+
 /// What [`PtGuard::copy_each`] does with an entry.
 pub enum CopyStep {
     /// Installs this, leaves the entry.
@@ -456,8 +468,8 @@ impl<H: Hw> PtGuard<H> {
     /// [`PtGuard::take`] of every entry of `range` that is in use, in one pass that ends with the last;
     /// returns how many.
     #[inline(always)]
-    pub fn take_each(&mut self, range: Range<usize>, mut f: impl FnMut(usize, Pte)) -> i64 {
-        let Some(cells) = self.cells.get(range.clone()) else {
+    pub fn take_each(&mut self, range: Range<usize>, mut f: impl FnMut(Place, Pte)) -> i64 {
+        let Some(cells) = self.cells.get(range) else {
             return 0;
         };
         let mut left = self.live() as i32;
@@ -468,7 +480,7 @@ impl<H: Hw> PtGuard<H> {
             }
             let old = c.0.swap(0, AcqRel);
             left -= 1;
-            f(range.end - 1 - rest.len(), Pte(old));
+            f(Place(rest.as_slice().as_ptr()), Pte(old));
             if left == 0 {
                 break;
             }

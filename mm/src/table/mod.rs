@@ -6,7 +6,7 @@ pub mod pte;
 pub mod tlb;
 pub mod walk;
 
-pub use lock::{CopyStep, Leaves, PtGuard, Tables};
+pub use lock::{CopyStep, Leaves, Place, PtGuard, Tables};
 pub use permit::{MayFree, MayInstall, StableVma, Unmovable};
 pub use pte::{Caching, LeafBits, Pte, PteState};
 pub use tlb::{Flushed, PtPage, TlbBatch, TlbState};

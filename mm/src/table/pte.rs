@@ -241,7 +241,7 @@ impl Pte {
         self.present() && (self.0 ^ old.0) & (bit::FRAME | bit::SPECIAL) == 0
     }
     /// The folio behind it, as it starts or some page of it; none if nothing counts it, or if its frame has no descriptor: then
-    /// the entry cannot be ours (PFN-8, `Vma::folio` reports it).
+    /// the entry cannot be ours (PFN-8, `Vma::folio` reports it, as it does a frame that is nobody's).
     #[inline]
     pub fn folio<H: Hw>(self, hw: H) -> Option<Folio<H>> {
         (self.is_counted() && self.pfn().0 < hw.frames_end()).then(|| Folio::new(hw, self.pfn()))

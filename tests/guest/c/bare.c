@@ -1,6 +1,7 @@
 // What nobody can take hold of (PFN-8, PFN-10, VMA-3): every call that wants a program's pages says EFAULT, whatever stands behind
 // them. bare window DISK: a device's registers. bare bad DISK: page table entries that nobody made, planted by the test
-// kernel's /sys/kernel/race. bare one: one of them, met once; the kernel's log tells. Checks itself.
+// kernel's /sys/kernel/race; bare low DISK and bare high DISK: of frames between two pieces of memory. bare one: one of them, met
+// once; the kernel's log tells. Checks itself.
 #include "t.h"
 #include <linux/aio_abi.h>
 #include <linux/futex.h>
@@ -11,7 +12,7 @@
 #include <sys/uio.h>
 
 // An address that no memory and no device answers to: present, for programs, to be written.
-#define NOWHERE (0xff00000000UL | 7)
+static uint64_t nowhere = 0xff00000000UL | 7;
 #define SPECIAL 0x200UL // a frame that nobody counts
 #define NO_KIND (7UL << 9)
 
@@ -157,11 +158,11 @@ static void tried(uint64_t entry) {
   if (entry != NO_KIND) from_outside(at); // no child gets that
   fine();
 }
-static void counted(void) { tried(NOWHERE); }
-static void special(void) { tried(NOWHERE | SPECIAL); }
+static void counted(void) { tried(nowhere); }
+static void special(void) { tried(nowhere | SPECIAL); }
 static void no_kind(void) { tried(NO_KIND); }
 static void passed(void) { // who has nothing to ask of a page
-  plant(at, NOWHERE);
+  plant(at, nowhere);
   CHECK(!mprotect(at, PG, PROT_READ) && !mprotect(at, PG, PROT_READ | PROT_WRITE));
   CHECK(!mlock(at - PG, 2 * PG) && !munlock(at - PG, 2 * PG) && !madvise(at, PG, MADV_DONTNEED));
   *at = 2;
@@ -170,7 +171,7 @@ static void passed(void) { // who has nothing to ask of a page
 }
 static void touched(void) { plant(at, NO_KIND); *(volatile char *)at = 1; }
 static void forked(void) {
-  plant(at, NOWHERE);
+  plant(at, nowhere);
   pid_t c = fork();
   if (!c) { fine(); _exit(0); }
   int st;
@@ -193,7 +194,7 @@ static void bad(const char *disk) {
 
 // Met once: a mapping with it in its middle goes.
 static void one(void) {
-  plant(at, NOWHERE);
+  plant(at, nowhere);
   CHECK(!munmap(at - PG, 3 * PG));
 }
 
@@ -201,10 +202,13 @@ int main(int argc, char **argv) {
   CHECK(argc > 1);
   place();
   if (!strcmp(argv[1], "window")) window(argv[2]);
-  else if (!strcmp(argv[1], "bad")) bad(argv[2]);
-  else {
+  else if (!strcmp(argv[1], "one")) {
     CHECK(!strcmp(in_child(one), "exit 0"));
     fine();
+  } else {
+    if (!strcmp(argv[1], "low")) nowhere = 0xa0000 | 7; // a display's old window below 1 MiB
+    if (!strcmp(argv[1], "high")) nowhere = 0xd0000000 | 7; // what PCI has below 4 GiB
+    bad(argv[2]);
   }
   say("ok\n");
 }
