@@ -8,13 +8,13 @@ use bare::{NOWHERE, done_with, frames, map, plant_entry};
 use common::{BASE, P, R, W};
 use lab::{ANON, BUS, Lab, MINOR, NONE, PRIVATE, SHARED, slots};
 use linux_raw_sys::general as sys;
-use mm::gup;
+use mm::gup::{self, GupFlags};
 use mm::hw::Warning;
 use mm::ops;
 use mm::phys::Hw;
 use mm::sim::mmu::Want;
 use mm::table::pte::bit;
-use mm::table::{Caching, LeafBits, Pte};
+use mm::table::{Caching, LeafBits, Pte, walk};
 use mm::{Errno, Pfn};
 
 /// What was reported since the last time, each of `va`.
@@ -116,6 +116,34 @@ fn pfn_8_a_write_to_what_is_nobodys() {
         lab.unmap(s, va, 1);
     }
     lab.exit(s);
+    lab.done();
+}
+
+/// PFN-8: the same of huge leaves, whose first page may be a folio's and a later one nobody's.
+#[test]
+fn pfn_8_a_huge_leaf_that_leads_nowhere() {
+    let lab = Lab::new();
+    let (s, wait) = (lab.space(), &mut lab.sim.can_wait());
+    let va = lab.map(s, 0, 512, R | W, ANON);
+    let end = lab.sim.frames_end();
+    let bits = LeafBits::user(true, true, false);
+    for (first, page) in [(NOWHERE, 0), (NOBODYS, 0), (end - 8, 8), (end - 8, 500)] {
+        let leaf = Pte::leaf(Pfn(first), bits).with(bit::PS);
+        let i = walk::index(va, 2);
+        let table = || s.tables.huge_table_alloc(va, 2, &lab::Sure).unwrap();
+        table().install(i, leaf);
+        let at = va + page * P;
+        for flags in [NONE, GupFlags::WRITE] {
+            let got = gup::get_user_pages_remote(s, wait, at, flags, slots(1));
+            assert_eq!(got.err(), Some(Errno::EEXIST), "{first:#x} {page}");
+            assert_eq!(reported(&lab, at, leaf), 1);
+        }
+        lab.run(s);
+        let fast = gup::get_user_pages_fast(s, wait, at, NONE, slots(1));
+        assert_eq!(fast.err(), Some(Errno::EEXIST));
+        assert_eq!(reported(&lab, at, leaf), 1, "by the slow way");
+        table().take(i);
+    }
     lab.done();
 }
 

@@ -396,10 +396,10 @@ fn huge<H: Hw, const PIN: bool, const WRITE: bool>(
     let inside = at - walk::align_down(at, level);
     let left = (walk::next(at, level) - at) >> PAGE_SHIFT;
     let n = slots.len().min(left as usize);
-    let Some(first) = keyed::<H, WRITE>(hw, e) else {
+    // As the entry that the first of them would have.
+    let Some(page) = keyed::<H, WRITE>(hw, Pte(e.0 + inside)) else {
         return 0;
     };
-    let page = Pfn(first.0 + (inside >> PAGE_SHIFT));
     let long = want.has(GupFlags::LONGTERM);
     let n = large::<H, PIN, WRITE>(hw, long, page, n, leaf, above);
     for (i, slot) in slots.iter_mut().take(n).enumerate() {

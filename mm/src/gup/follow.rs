@@ -263,7 +263,7 @@ fn ask<H: Hw>(
 fn huge<H: Hw>(
     hw: H,
     pt: &mut PtGuard<H>,
-    e: Pte,
+    mut e: Pte,
     level: walk::Level,
     vma: &Vma<H>,
     want: Want,
@@ -271,8 +271,15 @@ fn huge<H: Hw>(
     mut slots: Option<&mut [PageSlot]>,
     counted: &mut u64,
 ) -> (usize, End) {
+    // The entry that the page at hand would have.
+    let page = Pte(e.0 + (at - walk::align_down(at, level)));
+    let first = page.pfn();
+    if e.is_counted() && page.folio(hw).is_none_or(|page| page.is_nobodys()) {
+        vma.report(at, e);
+        e = e.with(bit::SPECIAL);
+    }
     let none = Pfn(u64::MAX); // there is no large zero page
-    match judge(e, want, vma.flags(), none, || look(hw, e.pfn())) {
+    match judge(e, want, vma.flags(), none, || look(hw, first)) {
         Verdict::Take => {}
         // As in `small`; there need not be a descriptor.
         Verdict::Raw if slots.is_none() => {
@@ -283,7 +290,6 @@ fn huge<H: Hw>(
         Verdict::Fault(need) => return (0, End::Fault(need)),
         Verdict::Refuse(errno) => return (0, End::Refused(errno)),
     }
-    let first = Pfn(e.pfn().0 + ((at - walk::align_down(at, level)) >> PAGE_SHIFT));
     // A leaf may span several folios.
     let (folio, pages) = range_run(hw, first, (end - at) / PAGE_SIZE);
     let pages = pages as usize;
