@@ -17,6 +17,9 @@ use super::times::Times;
 use crate::dev::block::SECTOR;
 use crate::task::{Sleep, WaitQueue};
 
+/// Blocks of a file that may be in one list, of some 50 bytes each.
+const LISTED: u64 = 8192;
+
 pub enum Work {
     /// Free an inode that has no name.
     Free(Arc<Fs>, InodeNumber),
@@ -75,7 +78,8 @@ impl Fs {
                     volume.truncate_inode(number, info.size + self.block)?;
                     volume.truncate_inode(number, info.size)?;
                 }
-                if kept {
+                // And of what it frees it makes a list of all blocks, of what it cuts only one of extents.
+                if kept || seen > LISTED * self.block / SECTOR {
                     volume.truncate_inode(number, 0)?;
                 }
             }
