@@ -50,14 +50,15 @@ pub(super) fn write_protected<H: Hw, G: MayInstall<H>>(cx: &Cx<'_, H, G>) -> Ste
         return spurious();
     }
     let folio = Folio::new(cx.hw, old.pfn());
-    if raw || !folio.is_anon() && cx.vma.folio(cx.va, old).is_err() {
+    if !raw && folio.is_anon() {
+        if is_ours(folio) {
+            pt.set_bits(i, allow);
+            drop(pt);
+            return spurious();
+        }
+    } else if raw || cx.vma.folio(cx.va, old).is_err() {
         drop(pt);
         return replace(cx, old, Source::uncounted(cx.hw, old.pfn()), cx.own_bits());
-    }
-    if folio.is_anon() && is_ours(folio) {
-        pt.set_bits(i, allow);
-        drop(pt);
-        return spurious();
     }
     let source = folio.get();
     drop(pt);
