@@ -1,9 +1,11 @@
 //! Tests inside the kernel.
 //!
 //! `ktest!(name, body)` puts a record into the section `.ktests`, whose bounds the linker script gives; process 1 of a
-//! machine in `mode=test` runs those that `test=NAME,NAME` names, or all that are not `alone`, and prints a line before
+//! machine in `mode=test` runs those that `test=NAME,NAME` names, or all that are not `alone`, file by file, and prints a line before
 //! and after each. A test fails by panicking, which ends the machine with the panic's report: the host sees which one
 //! had begun. A test declared `alone` must end in a panic; it runs only when it is named.
+
+use alloc::vec::Vec;
 
 use crate::arch;
 use crate::memory::cmdline;
@@ -13,6 +15,8 @@ use crate::memory::cmdline;
 #[derive(Debug)]
 pub struct KTest {
     pub name: &'static str,
+    /// Module and line.
+    pub place: (&'static str, u32),
     pub run: fn(),
     /// Ends the machine, as it should.
     pub alone: bool,
@@ -34,8 +38,12 @@ macro_rules! ktest {
         const _: () = {
             #[used]
             #[unsafe(link_section = ".ktests")]
-            static TEST: $crate::ktest::KTest =
-                $crate::ktest::KTest { name: stringify!($name), run: $name, alone: $alone };
+            static TEST: $crate::ktest::KTest = $crate::ktest::KTest {
+                name: stringify!($name),
+                place: (module_path!(), line!()),
+                run: $name,
+                alone: $alone,
+            };
         };
     };
 }
@@ -59,8 +67,10 @@ pub fn run() -> ! {
         Some(names) => names.split(',').any(|name| name == test.name),
         None => !test.alone,
     };
-    let mut ran = 0;
-    for test in all().iter().filter(wanted) {
+    // The linker's order is another one in each checkout.
+    let mut tests: Vec<&KTest> = all().iter().filter(wanted).collect();
+    tests.sort_unstable_by_key(|test| test.place);
+    for test in &tests {
         crate::klog!("ktest {} begin", test.name);
         (test.run)();
         crate::klog!(
@@ -72,9 +82,8 @@ pub fn run() -> ! {
                 "ok"
             }
         );
-        ran += 1;
     }
-    if ran == 0 {
+    if tests.is_empty() {
         crate::error!("no test is called {filter:?}");
         arch::power_off(arch::EXIT_TESTS_FAILED);
     }
