@@ -299,7 +299,7 @@ pub fn space_layout(s: &Arc<Space>) -> Layout {
     }
 }
 
-/// Copies resident memory of another space; stops at the first page that is not. Bytes copied.
+/// Copies resident anonymous memory of another space; stops at the first page that is none. Bytes copied.
 pub fn read_space(s: &Space, addr: u64, buf: &mut [u8]) -> usize {
     let mut wait = can_wait();
     let guard = s.mmap_read(&mut wait);
@@ -308,17 +308,18 @@ pub fn read_space(s: &Space, addr: u64, buf: &mut [u8]) -> usize {
         let va = addr + done as u64;
         let at = (va % 4096) as usize;
         let n = (4096 - at).min(buf.len() - done);
-        if guard.find(va).is_none_or(|vma| vma.flags().is_secret()) {
+        let Some(vma) = guard.find(va).filter(|vma| vma.is_anon()) else {
             break;
-        }
+        };
         let Some(table) = s.tables.pte_table(va, &guard) else {
             break;
         };
         let pte = table.get(PtGuard::<X86>::index(va));
-        if !pte.present() {
+        let is_page = || pte.pfn() == X86.phys().zero_page() || vma.folio(va, pte).is_ok();
+        if !pte.present() || !is_page() {
             break;
         }
-        // SAFETY: the entry is present and its table locked, so the frame cannot go; `at + n` is within it. The
+        // SAFETY: a page stands behind the entry and its table is locked, so the frame cannot go; `at + n` is within it. The
         // program may write it meanwhile: bytes are copied as they are.
         unsafe {
             let src = X86.frame_ptr(pte.pfn()).add(at);

@@ -158,11 +158,37 @@ static void ram(uint64_t bar) {
   CHECK(!munmap(s, PG) && !close(f) && !munmap(two, PG) && !munmap(p, PG));
 }
 
+// A program with a file, and then a device, in the midst of its arguments: who asks for those is not shown it.
+static void shows_until(char **argv, const char *end) {
+  int f = open("/proc/self/cmdline", O_RDONLY);
+  ssize_t want = end - argv[0], n = f < 0 ? -1 : read(f, b, sizeof b);
+  CHECK(n == want && !memcmp(b, argv[0], n) && !close(f));
+}
+static void arguments(char **argv) {
+  char *page = (char *)(((uint64_t)argv[1] + PG - 1) & -PG);
+  int file = open("/proc/self/exe", O_RDONLY);
+  shows_until(argv, argv[1] + strlen(argv[1]) + 1);
+  CHECK(file >= 0 && mmap(page, PG, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0) == page && *page == 0x7f);
+  shows_until(argv, page);
+  CHECK(mmap(page, PG, PROT_READ, MAP_SHARED | MAP_FIXED, d, 0) == page && (*(volatile uint32_t *)page & 0xffff) == 0xed);
+  shows_until(argv, page);
+  _exit(0);
+}
+static void long_arguments(void) {
+  char text[2 * PG + 10], *argv[] = {"devmem", text, 0};
+  int st;
+  memset(text, 'a', sizeof text), text[sizeof text - 1] = 0;
+  pid_t c = fork();
+  if (!c) _exit(execv("/proc/self/exe", argv));
+  CHECK(waitpid(c, &st, 0) == c && !st);
+}
+
 int main(int argc, char **argv) {
-  (void)argv;
   m = open("/dev/mem", O_RDWR);
   d = open("/dev/edu", O_RDWR);
   CHECK(m >= 0 && d >= 0);
+  if (argc > 1 && argv[1][0] == 'a') arguments(argv);
+  long_arguments();
   uint64_t bar = devices();
   firmware();
   positions();
