@@ -37,6 +37,25 @@ static long counter(const char *name) {
 static void names(void) {
   struct stat st, su;
   char long_name[300];
+  // Names that move within a directory, and go. First of all: where blocks have been freed, hashed directories lie in pieces, and
+  // `rsext4` 0.9.2 forgets to count blocks of their extent trees (decision 0012).
+  char from[60], to[60];
+  for (int i = 0; i < 900; i++) {
+    snprintf(from, sizeof from, M "short%d.%d", i / 300, i % 300), snprintf(to, sizeof to, M "renamed%d.%d", i / 300, i % 300);
+    CHECK(!close(made(from, O_WRONLY)) && !rename(from, to));
+    if (i % 2) CHECK(!unlink(to));
+  }
+  // Many names: the directory is hashed soon. Half of them go again.
+  CHECK(!mkdir(M "many", 0755));
+  char name[60];
+  for (int i = 0; i < 1200; i++) {
+    snprintf(name, sizeof name, M "many/a name of some length %d", i);
+    CHECK(!close(made(name, O_WRONLY)));
+  }
+  for (int i = 0; i < 1200; i += 2) {
+    snprintf(name, sizeof name, M "many/a name of some length %d", i);
+    CHECK(!unlink(name));
+  }
   CHECK(mkdir(M "d", 0750) == 0 && !stat(M "d", &st) && st.st_mode == (S_IFDIR | 0750) && st.st_nlink == 2);
   CHECK(mkdir(M "d", 0750) == -1 && errno == EEXIST);
   CHECK(mkdir(M "none/x", 0750) == -1 && errno == ENOENT);
@@ -78,24 +97,6 @@ static void names(void) {
   CHECK(!mknod(M "null", S_IFCHR | 0666, 0x103) && !mkfifo(M "fifo", 0600));
   f = open(M "null", O_WRONLY);
   CHECK(f >= 0 && write(f, "x", 1) == 1 && !close(f));
-  // Names that move within a directory, and go.
-  char from[60], to[60];
-  for (int i = 0; i < 900; i++) {
-    snprintf(from, sizeof from, M "short%d.%d", i / 300, i % 300), snprintf(to, sizeof to, M "renamed%d.%d", i / 300, i % 300);
-    CHECK(!close(made(from, O_WRONLY)) && !rename(from, to));
-    if (i % 2) CHECK(!unlink(to));
-  }
-  // Many names: the directory is hashed soon. Half of them go again.
-  CHECK(!mkdir(M "many", 0755));
-  char name[60];
-  for (int i = 0; i < 1200; i++) {
-    snprintf(name, sizeof name, M "many/a name of some length %d", i);
-    CHECK(!close(made(name, O_WRONLY)));
-  }
-  for (int i = 0; i < 1200; i += 2) {
-    snprintf(name, sizeof name, M "many/a name of some length %d", i);
-    CHECK(!unlink(name));
-  }
   for (int round = 0; round < 2; round++) {
     DIR *d = opendir(M "many");
     CHECK(d);
